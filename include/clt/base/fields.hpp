@@ -1,0 +1,80 @@
+// A config struct lists its fields once, in `template <class V> void fields(V& v)`; reading a job
+// file, the resolved copy, `clt help`, the README table and the diff on resume all walk that list
+// (app/). Rules say what a value must satisfy beyond its type.
+#pragma once
+
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace clt {
+
+struct FieldRule {
+    double min = -std::numeric_limits<double>::infinity();
+    double max = std::numeric_limits<double>::infinity();
+    bool min_excluded = false;
+    bool required = false;             // no default
+    bool path = false;                 // relative to the job file
+    bool execution = false;            // does not change the result: may differ on resume
+    std::vector<std::string> choices;  // empty: any
+
+    FieldRule operator|(const FieldRule& other) const {
+        FieldRule both = *this;
+        if (other.min > both.min || (other.min == both.min && other.min_excluded)) {
+            both.min = other.min;
+            both.min_excluded = other.min_excluded;
+        }
+        if (other.max < both.max) both.max = other.max;
+        both.required = required || other.required;
+        both.path = path || other.path;
+        both.execution = execution || other.execution;
+        if (both.choices.empty()) both.choices = other.choices;
+        return both;
+    }
+};
+
+namespace rule {
+inline FieldRule any() {
+    return {};
+}
+inline FieldRule at_least(double min) {
+    FieldRule r;
+    r.min = min;
+    return r;
+}
+inline FieldRule positive() {
+    FieldRule r;
+    r.min = 0;
+    r.min_excluded = true;
+    return r;
+}
+inline FieldRule between(double min, double max) {
+    FieldRule r;
+    r.min = min;
+    r.max = max;
+    return r;
+}
+inline FieldRule one_of(std::vector<std::string> choices) {
+    FieldRule r;
+    r.choices = std::move(choices);
+    return r;
+}
+inline FieldRule required() {
+    FieldRule r;
+    r.required = true;
+    return r;
+}
+inline FieldRule path() {
+    FieldRule r;
+    r.path = true;
+    return r;
+}
+inline FieldRule execution() {
+    FieldRule r;
+    r.execution = true;
+    return r;
+}
+}  // namespace rule
+
+}  // namespace clt

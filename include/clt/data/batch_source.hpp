@@ -1,0 +1,56 @@
+// Where a step's tokens come from. A source yields batches of B tokens over all replicas; the order
+// depends on the seed and the data, never on the grid.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "clt/base/types.hpp"
+
+namespace clt {
+
+/// This rank's part of a batch, normalised, in host memory that stays valid until the next call of
+/// next(). B = tokens over all ranks; slice = grid.token_slice(B); in rank order the slices tile
+/// the batch.
+struct HostBatch {
+    Index tokens = 0;                // B
+    Shard slice;                     // this rank's tokens of [0, B)
+    std::span<const float> inputs;   // [slice, L, d]
+    std::span<const float> targets;  // [slice, L, d]
+    double wait_s = 0;               // how long next() waited for data
+};
+
+class BatchSource {
+  public:
+    virtual ~BatchSource() = default;
+
+    virtual Index layers() const = 0;
+    virtual Index d_model() const = 0;
+    /// Tokens of one epoch.
+    virtual Index tokens() const = 0;
+
+    /// The next batch. A training source never ends (epochs reshuffle and follow each other without
+    /// a gap); an evaluation source makes one pass with a smaller last batch, then returns tokens
+    /// == 0. Collective over the grid. Throws UserError on a NaN or infinity, naming chunk, layer
+    /// and row.
+    virtual HostBatch next() = 0;
+
+    /// Waits until no background read runs. HDF5 has one owner at a time: call it before any other
+    /// HDF5 use. Collective.
+    virtual void quiesce() = 0;
+
+    /// Where the batch after the last one returned starts, as a short JSON text (not ahead by what
+    /// was prefetched).
+    virtual std::string cursor() const = 0;
+    /// Continues from cursor(); the batches that follow are bit for bit those of the run that wrote
+    /// it. Any grid. Throws UserError when the data set or the seed is another. Collective.
+    virtual void seek(const std::string& cursor) = 0;
+
+    /// [L, d]: factor that maps an error in normalised targets to original units (std, 1/sqrt(d),
+    /// or 1).
+    virtual const std::vector<float>& error_scale() const = 0;
+};
+
+}  // namespace clt

@@ -1,0 +1,105 @@
+// The tables of a train job that belong to the trainer. [model] and [loss]: model/config.hpp;
+// [data]: data/config.hpp.
+#pragma once
+
+#include <string>
+
+#include "clt/base/fields.hpp"
+#include "clt/base/types.hpp"
+
+namespace clt {
+
+struct OptimizerConfig {
+    std::string kind = "adamw";
+    double learning_rate = 1e-3;
+    double beta1 = 0.9;
+    double beta2 = 0.999;
+    double epsilon = 1e-8;
+    double weight_decay = 0.01;
+    double gradient_clip = 0;
+    bool reference_biases = false;
+
+    template <class V>
+    void fields(V& v) {
+        v("kind", kind, rule::one_of({"adamw", "adam"}),
+          "adamw decays weights apart from the gradient; adam never does");
+        v("learning_rate", learning_rate, rule::positive(), "Base learning rate");
+        v("beta1", beta1, rule::between(0, 0.999999), "Decay of the first moment");
+        v("beta2", beta2, rule::between(0, 0.999999999), "Decay of the second moment");
+        v("epsilon", epsilon, rule::positive(), "Added to the root of the second moment");
+        v("weight_decay", weight_decay, rule::at_least(0),
+          "adamw: decay of encoder and decoder weights");
+        v("gradient_clip", gradient_clip, rule::at_least(0),
+          "Largest global L2 norm of the gradient; 0: no clipping");
+        v("reference_biases", reference_biases, rule::any(),
+          "As the Python reference: a decoder bias a (source, target) pair, so a target's summed "
+          "bias moves t+1 times as "
+          "far, and weight decay on biases and thresholds too");
+    }
+};
+
+struct ScheduleConfig {
+    Index steps = 0;
+    std::string kind = "linear";
+    double start_factor = 1.0;
+    double end_factor = 0.1;
+    double minimum = 0.0;
+    double decay_start = 0.8;
+    Index warmup_steps = 0;
+
+    template <class V>
+    void fields(V& v) {
+        v("steps", steps, rule::required() | rule::positive(), "Training steps (T)");
+        v("kind", kind, rule::one_of({"linear", "cosine", "linear_final", "constant"}),
+          "Shape of the learning rate");
+        v("start_factor", start_factor, rule::positive(), "linear: factor at the first step");
+        v("end_factor", end_factor, rule::at_least(0), "linear: factor after the last step");
+        v("minimum", minimum, rule::at_least(0), "cosine: learning rate after the last step");
+        v("decay_start", decay_start, rule::between(0, 1),
+          "linear_final: fraction of steps before the fall to 0");
+        v("warmup_steps", warmup_steps, rule::at_least(0),
+          "Steps of linear warm-up, multiplied onto the shape");
+    }
+};
+
+struct EvaluationConfig {
+    Index interval = 1000;
+    Index tokens = 65536;
+
+    template <class V>
+    void fields(V& v) {
+        v("interval", interval, rule::at_least(0),
+          "Steps between evaluations on held-out tokens; 0: at the end only");
+        v("tokens", tokens, rule::at_least(0), "Held-out tokens of an evaluation; 0: all");
+    }
+};
+
+struct CheckpointConfig {
+    Index interval = 1000;
+    Index keep = 3;
+    bool keep_best = true;
+
+    template <class V>
+    void fields(V& v) {
+        v("interval", interval, rule::at_least(0) | rule::execution(),
+          "Steps between checkpoints; 0: at the end only");
+        v("keep", keep, rule::at_least(1) | rule::execution(), "Newest checkpoints kept");
+        v("keep_best", keep_best, rule::execution(),
+          "Also keep the one with the lowest held-out NMSE");
+    }
+};
+
+struct LogConfig {
+    Index interval = 10;
+    Index dead_window = 1000;
+
+    template <class V>
+    void fields(V& v) {
+        v("interval", interval, rule::positive() | rule::execution(),
+          "Steps between lines of metrics.jsonl and the live line");
+        v("dead_window", dead_window, rule::positive(),
+          "A feature silent for more steps than this counts as dead");
+    }
+};
+
+}  // namespace clt
