@@ -3,24 +3,13 @@
 #pragma once
 
 #include <memory>
-#include <span>
 #include <string>
 #include <vector>
 
+#include "clt/backend/host_batch.hpp"
 #include "clt/base/types.hpp"
 
 namespace clt {
-
-/// This rank's part of a batch, normalised, in host memory that stays valid until the next call of
-/// next(). B = tokens over all ranks; slice = grid.token_slice(B); in rank order the slices tile
-/// the batch.
-struct HostBatch {
-    Index tokens = 0;                // B
-    Shard slice;                     // this rank's tokens of [0, B)
-    std::span<const float> inputs;   // [slice, L, d]
-    std::span<const float> targets;  // [slice, L, d]
-    double wait_s = 0;               // how long next() waited for data
-};
 
 class BatchSource {
   public:
@@ -31,8 +20,9 @@ class BatchSource {
     /// Tokens of one epoch.
     virtual Index tokens() const = 0;
 
-    /// The next batch. A training source never ends (epochs reshuffle and follow each other without
-    /// a gap); an evaluation source makes one pass with a smaller last batch, then returns tokens
+    /// The next batch, valid until the next call. A training source never ends (epochs reshuffle
+    /// and follow each other without a gap); an evaluation source makes one pass with a smaller
+    /// last batch, then returns tokens
     /// == 0. Collective over the grid. Throws UserError on a NaN or infinity, naming chunk, layer
     /// and row.
     virtual HostBatch next() = 0;

@@ -1,11 +1,13 @@
-// The tables of a train job that belong to the trainer. [model] and [loss]: model/config.hpp;
-// [data]: data/config.hpp.
+// A train job: the tables that belong to the trainer, and the whole.
 #pragma once
 
 #include <string>
 
 #include "clt/base/fields.hpp"
 #include "clt/base/types.hpp"
+#include "clt/comm/config.hpp"
+#include "clt/data/config.hpp"
+#include "clt/model/config.hpp"
 
 namespace clt {
 
@@ -99,6 +101,33 @@ struct LogConfig {
           "Steps between lines of metrics.jsonl and the live line");
         v("dead_window", dead_window, rule::positive(),
           "A feature silent for more steps than this counts as dead");
+    }
+};
+
+struct TrainJob {
+    JobConfig job;
+    GridConfig grid;
+    DataConfig data;
+    ModelConfig model;
+    LossConfig loss;
+    OptimizerConfig optimizer;
+    ScheduleConfig schedule;
+    EvaluationConfig evaluation;
+    CheckpointConfig checkpoint;
+    LogConfig log;
+
+    template <class V>
+    void tables(V& v) {
+        v("job", job, "What the job is and where its results go");
+        v("grid", grid, "Ranks: data replicas x feature shards");
+        v("data", data, "Activations, batches, normalisation");
+        v("model", model, "The transcoder");
+        v("loss", loss, "Penalties beside the reconstruction loss");
+        v("optimizer", optimizer, "Adam and AdamW");
+        v("schedule", schedule, "Number of steps and the learning rate's shape");
+        v("evaluation", evaluation, "Held-out evaluation during training");
+        v("checkpoint", checkpoint, "What is kept on disk");
+        v("log", log, "metrics.jsonl and the live line");
     }
 };
 

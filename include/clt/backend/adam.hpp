@@ -1,0 +1,35 @@
+// Adam's arithmetic for one element, the same on every backend. Source: Kingma & Ba 2015, algorithm
+// 1; decoupled decay: Loshchilov & Hutter 2019, algorithm 2. A page without our other types, so
+// that device code can include it.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define CLT_HOST_DEVICE __host__ __device__
+#else
+#define CLT_HOST_DEVICE
+#endif
+
+namespace clt {
+
+/// The scalars of one optimiser step.
+struct AdamStep {
+    float step_size = 0;  // lr / (1 - beta1^t)
+    float decay = 0;      // lr * weight decay
+    float beta1 = 0.9F;
+    float beta2 = 0.999F;
+    float epsilon = 1e-8F;
+    float inverse_root_correction2 = 1;  // 1 / sqrt(1 - beta2^t)
+    float gradient_scale = 1;            // clipping
+};
+
+/// p, m, v are updated in place with gradient g.
+CLT_HOST_DEVICE inline void adam_update(const AdamStep& s, float g, float& p, float& m, float& v) {
+    g *= s.gradient_scale;
+    m = s.beta1 * m + (1.0F - s.beta1) * g;
+    v = s.beta2 * v + (1.0F - s.beta2) * g * g;
+    p = p - s.decay * p - s.step_size * m / (std::sqrt(v) * s.inverse_root_correction2 + s.epsilon);
+}
+
+}  // namespace clt

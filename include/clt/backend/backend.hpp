@@ -1,0 +1,244 @@
+// The one page that lists every kernel. One call does a million FLOP or more, so a virtual call
+// costs nothing, and pure virtuals keep every backend complete. Letters: B tokens given to the
+// call, L layers, d width, F_p local features a layer, T features of a tile. Matrices are row-major
+// in the backend's memory. Nothing here is collective; kernels are deterministic for a fixed number
+// of threads: sums run in a fixed order. A NaN is never selected and always shows in the losses.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "clt/backend/active_set.hpp"
+#include "clt/backend/adam.hpp"
+#include "clt/comm/collectives.hpp"
+#include "clt/memory/memory.hpp"
+
+namespace clt {
+
+enum class Activation { batchtopk, topk, jumprelu, relu };
+
+/// A parameter with its Adam moments; all three the same shape.
+struct ParamRows {
+    Matrix<float> value;
+    Matrix<float> moment1;
+    Matrix<float> moment2;
+};
+
+/// Which pre-activations of a tile become candidates.
+struct CollectRule {
+    Activation activation = Activation::batchtopk;
+    bool zscore = false;         // score = (p - mean) / (std + 1e-6), columns' statistics given
+    bool keep_negative = false;  // topk kinds: p <= 0 may be kept
+    float half_window = 0;       // jumprelu: entries with |p - theta| <= half_window are kept too
+};
+
+/// Where an entry stands among its equals: lower (token, layer, feature) wins a tie.
+struct PositionMap {
+    Index local_features = 0;   // F_p: row = layer * F_p + feature
+    Index global_features = 0;  // F
+    Index first_feature = 0;    // global id of local feature 0
+    Index layers = 0;
+    Index first_token = 0;  // global id of local token 0
+};
+
+/// Radix select in progress: groups = 1 (batchtopk) or B (topk: every token by itself).
+struct Cut {
+    Index groups = 0;
+    Buffer<std::uint64_t> score;     // [groups] ordered_key of the last entry kept, in low 32 bits
+    Buffer<std::uint64_t> position;  // [groups] largest position kept among keys equal to score
+    Buffer<Index> remaining;         // [groups] how many of the entries equal to score are kept
+};
+
+/// Sums over the tokens of one evaluation or batch, in normalised units: [L, d] each.
+struct ColumnSums {
+    Buffer<double> target;          // sum y
+    Buffer<double> target_squared;  // sum y^2
+    Buffer<double> error;           // sum (yhat - y)
+    Buffer<double> error_squared;   // sum (yhat - y)^2
+};
+
+class Backend {
+  public:
+    virtual ~Backend() = default;
+
+    virtual std::string name() const = 0;
+    virtual MemoryResource& memory() = 0;
+    /// Bulk collectives over `communicator` on this backend's memory. Collective.
+    virtual std::unique_ptr<Collectives> collectives(const Communicator& communicator) = 0;
+    /// Waits until all work given so far is done.
+    virtual void synchronize() = 0;
+    /// The tile (T) of features the encoder should use for B tokens of width d.
+    virtual Index encode_tile(Index tokens, Index d_model) const = 0;
+
+    // ---- moving data -------------------------------------------------------------------------
+    virtual void upload_bytes(const void* host, void* device, std::size_t bytes) = 0;
+    virtual void download_bytes(const void* device, void* host, std::size_t bytes) = 0;
+    virtual void copy_bytes(const void* from, void* to, std::size_t bytes) = 0;
+    virtual void zero_bytes(void* device, std::size_t bytes) = 0;
+
+    template <class T>
+    void upload(std::span<const T> host, Span<T> device);
+    template <class T>
+    void download(Span<const T> device, std::span<T> host);
+    template <class T>
+    void copy(Span<const T> from, Span<T> to);
+    template <class T>
+    void zero(Span<T> span);
+
+    // ---- dense products ----------------------------------------------------------------------
+    /// C = alpha * op(A) op(B) + beta * C, op = transpose where the flag says so.
+    virtual void gemm(bool transpose_a, bool transpose_b, float alpha, Matrix<const float> a,
+                      Matrix<const float> b, float beta, Matrix<float> c) = 0;
+
+    // ---- encode and select -------------------------------------------------------------------
+    /// pre[T, B] = weight[T, d] * x[B, d]^T + bias[T]; a row of pre is a feature.
+    virtual void encode(Matrix<const float> x, Matrix<const float> weight, Span<const float> bias,
+                        Matrix<float> pre) = 0;
+    /// sums[T, 2] = sum over the B tokens of p and p^2, in double.
+    virtual void tile_sums(Matrix<const float> pre, Span<double> sums) = 0;
+    /// Sum over all entries of relu(-p).
+    virtual double negative_sum(Matrix<const float> pre) = 0;
+    /// Appends this tile's candidates, ascending by (row, token); the buffers grow.
+    /// first_row: row of the tile's first feature.  sums [T, 2] and sum_tokens: for zscore (ddof
+    /// 1). bound [1] or [B]: topk kinds keep entries with score >= bound (and p > 0 unless
+    /// keep_negative).  log_threshold [T]: jumprelu keeps p >= exp(log_threshold) and the window;
+    /// relu keeps p > 0.
+    virtual void collect(const CollectRule& rule, Matrix<const float> pre, Index first_row,
+                         Span<const double> sums, Index sum_tokens, Span<const float> bound,
+                         Span<const float> log_threshold, Candidates& out) = 0;
+
+    /// counts[groups, 2^bits]: for each candidate whose key agrees with cut.score above
+    /// shift + bits, its digit (key >> shift) & (2^bits - 1) is counted in its group.
+    virtual void count_digits(const Candidates& candidates, const Cut& cut, int shift, int bits,
+                              Span<Index> counts) = 0;
+    /// The same on positions, of candidates whose key equals cut.score.
+    virtual void count_position_digits(const Candidates& candidates, const PositionMap& map,
+                                       const Cut& cut, int shift, int bits, Span<Index> counts) = 0;
+    /// From the top: the digit in which the remaining-th largest key lies is written into
+    /// cut.score, and remaining falls by what lies above it. A group with fewer entries than
+    /// remaining gets digit 0. positions: smallest first, into cut.position.
+    virtual void choose_digit(Span<const Index> counts, int shift, int bits, bool positions,
+                              Cut& cut) = 0;
+    /// Drops the candidates beyond the cut: keeps key > score, and key == score with
+    /// position <= cut.position. Order stays.
+    virtual void keep(const PositionMap& map, const Cut& cut, Candidates& candidates) = 0;
+    /// bound[g] = max(bound[g], value of cut.score[g]).
+    virtual void raise_bound(const Cut& cut, Span<float> bound) = 0;
+
+    /// Candidates become the active set of `rows` rows and `tokens` tokens; values by the rule:
+    /// topk kinds and relu a = p; jumprelu a = p where p >= exp(log_threshold[row]), else 0.
+    virtual void index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
+                       Index tokens, const Candidates& candidates, ActiveSet& out) = 0;
+    /// Active sets of the same rows and other tokens, side by side in token order, become one.
+    /// counts[parts, rows]: entries of each part's row; starts[parts]: its first token; token, pre,
+    /// value: the parts' entries one part after the other.
+    virtual void merge(Span<const Index> counts, std::span<const Index> token_starts,
+                       Span<const std::int32_t> token, Span<const float> pre,
+                       Span<const float> value, Index rows, Index tokens, ActiveSet& out) = 0;
+
+    // ---- decode ------------------------------------------------------------------------------
+    /// out[B, L*d] = sum over active (row, token) of value * decoder row, written from layer's own
+    /// target on. decoder[l] is [F_p, (L-l)*d].
+    virtual void decode(const ActiveSet& active, std::span<const Matrix<const float>> decoder,
+                        Matrix<float> out) = 0;
+    /// Residual and its gradient of S tokens. yhat = partial + bias; e = yhat - target (left in
+    /// `partial`); gradient = 2 * scale^2 * e / (batch_tokens * d); squared_error[L] = sum over the
+    /// S tokens and d of (scale * e)^2, in double on the host.  bias, scale: [L*d].
+    virtual void residual(Matrix<float> partial, Matrix<const float> target, Span<const float> bias,
+                          Span<const float> scale, Index batch_tokens, Index layers,
+                          Matrix<float> gradient, std::span<double> squared_error) = 0;
+    /// Adds S tokens' targets and errors (as residual() leaves them) to the sums.
+    virtual void accumulate(Matrix<const float> error, Matrix<const float> target,
+                            ColumnSums& sums) = 0;
+    /// out[cols] = sum over rows.
+    virtual void column_sums(Matrix<const float> m, Span<float> out) = 0;
+
+    // ---- backward ----------------------------------------------------------------------------
+    /// norms[F_p] = L2 norm of each row.
+    virtual void row_norms(Matrix<const float> m, Span<float> norms) = 0;
+    /// Tanh penalty weight * sum over entries tanh(c * norm[row] * value); returns it. Adds its
+    /// gradient to active.gradient and writes the decoder row's factor: dL/drow = coefficient *
+    /// row. A row of norm 0 contributes nothing.
+    virtual double sparsity_penalty(float weight, float c, Span<const float> norms,
+                                    ActiveSet& active, Span<float> coefficient) = 0;
+    /// Decoder rows of one layer, fused with their update. G = gradient[B, L*d]: the layer's rows
+    /// see columns [layer*d, L*d).  active.gradient[e] += <G[token], row> when `activations`.
+    /// Row gradient g = sum value * G[token] + coefficient * row (coefficient may be empty).
+    /// adam == nullptr: nothing is updated and the sum of g^2 is returned, else 0.
+    virtual double decoder_rows(ActiveSet& active, Index layer, Index features,
+                                Matrix<const float> gradient, Span<const float> coefficient,
+                                bool activations, const AdamStep* adam, ParamRows rows) = 0;
+    /// dL/dvalue becomes dL/dpre in active.gradient; bias_gradient[rows] = sum of dL/dpre over a
+    /// row; jumprelu: threshold_gradient[rows] = dL/dlog_threshold = theta * sum over the window of
+    /// dL/dvalue * (-p / bandwidth).
+    virtual void activation_gradient(const CollectRule& rule, Span<const float> log_threshold,
+                                     float bandwidth, ActiveSet& active, Span<float> bias_gradient,
+                                     Span<float> threshold_gradient) = 0;
+    /// Encoder rows of one layer, fused with their update: g = sum dL/dpre * x[token].
+    /// adam == nullptr: returns the sum of g^2, else 0.  x: [B, d].
+    virtual double encoder_rows(const ActiveSet& active, Index layer, Index features,
+                                Matrix<const float> x, const AdamStep* adam, ParamRows rows) = 0;
+
+    // ---- dense activations (relu, jumprelu) and dense encoder gradients, tile by tile --------
+    /// value[T, B] from pre[T, B]; active[T] and fired[T] (a > 1e-6) = tokens of each feature.
+    virtual void activate(const CollectRule& rule, Span<const float> log_threshold,
+                          Matrix<const float> pre, Matrix<float> value, Span<Index> active,
+                          Span<Index> fired) = 0;
+    /// The tanh penalty of a dense tile; as sparsity_penalty, gradient[T, B] is added to.
+    virtual double sparsity_penalty_dense(float weight, float c, Span<const float> norms,
+                                          Matrix<const float> value, Matrix<float> gradient,
+                                          Span<float> coefficient) = 0;
+    /// gradient[T, B]: dL/dvalue becomes dL/dpre; as activation_gradient.
+    virtual void activation_gradient_dense(const CollectRule& rule, Span<const float> log_threshold,
+                                           float bandwidth, Matrix<const float> pre,
+                                           Matrix<float> gradient, Span<float> bias_gradient,
+                                           Span<float> threshold_gradient) = 0;
+    /// gradient[T, B] -= weight where pre < 0; bias_gradient[T] -= weight * that count (d of
+    /// weight * sum relu(-p)).
+    virtual void preactivation_gradient(float weight, Matrix<const float> pre,
+                                        Matrix<float> gradient, Span<float> bias_gradient) = 0;
+    /// gradient[T, B] = dL/dpre of the active entries of rows [first_row, first_row + T), else 0.
+    virtual void scatter_gradient(const ActiveSet& active, Index first_row,
+                                  Matrix<float> gradient) = 0;
+    /// g += coefficient[row] * value row.
+    virtual void add_scaled_rows(Span<const float> coefficient, Matrix<const float> value,
+                                 Matrix<float> g) = 0;
+    /// Sum of squares.
+    virtual double squared_norm(Matrix<const float> m) = 0;
+    /// One Adam step with gradient g, same shape.
+    virtual void adam(const AdamStep& step, Matrix<const float> g, ParamRows params) = 0;
+
+    // ---- counters ----------------------------------------------------------------------------
+    /// active[rows] += entries with value != 0, fired[rows] += entries with value > 1e-6.
+    virtual void count(const ActiveSet& active, Span<Index> active_tokens,
+                       Span<Index> fired_tokens) = 0;
+    /// silence[row] = fired_tokens[row] > 0 ? 0 : silence[row] + 1.
+    virtual void age(Span<const Index> fired_tokens, Span<Index> silence) = 0;
+};
+
+/// kind: "cpu" or "cuda". Throws UserError when that backend is not compiled in. Not collective.
+std::unique_ptr<Backend> make_backend(const std::string& kind);
+
+template <class T>
+void Backend::upload(std::span<const T> host, Span<T> device) {
+    CLT_CHECK(static_cast<Index>(host.size()) == device.size());
+    upload_bytes(host.data(), RawAccess::pointer(device), host.size_bytes());
+}
+template <class T>
+void Backend::download(Span<const T> device, std::span<T> host) {
+    CLT_CHECK(static_cast<Index>(host.size()) == device.size());
+    download_bytes(RawAccess::pointer(device), host.data(), host.size_bytes());
+}
+template <class T>
+void Backend::copy(Span<const T> from, Span<T> to) {
+    CLT_CHECK(from.size() == to.size());
+    copy_bytes(RawAccess::pointer(from), RawAccess::pointer(to),
+               static_cast<std::size_t>(from.size()) * sizeof(T));
+}
+template <class T>
+void Backend::zero(Span<T> span) {
+    zero_bytes(RawAccess::pointer(span), static_cast<std::size_t>(span.size()) * sizeof(T));
+}
+
+}  // namespace clt

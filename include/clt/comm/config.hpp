@@ -1,0 +1,42 @@
+// [job] and [grid] of every job file.
+#pragma once
+
+#include <string>
+
+#include "clt/base/fields.hpp"
+#include "clt/base/types.hpp"
+
+namespace clt {
+
+struct JobConfig {
+    std::string kind;
+    std::string output;
+    Index seed = 42;
+    std::string backend = "cpu";
+
+    template <class V>
+    void fields(V& v) {
+        v("kind", kind, rule::required() | rule::one_of({"generate", "train", "evaluate"}),
+          "The subcommand that runs this file");
+        v("output", output, rule::required() | rule::path() | rule::execution(),
+          "Folder of the results; made when missing");
+        v("seed", seed, rule::at_least(0), "Seed of every random number of the job");
+        v("backend", backend, rule::one_of({"cpu", "cuda"}) | rule::execution(),
+          "Where the kernels run; cuda needs a build with CUDA");
+    }
+};
+
+struct GridConfig {
+    Index data = 1;
+    Index feature = 0;
+
+    template <class V>
+    void fields(V& v) {
+        v("data", data, rule::at_least(1) | rule::execution(),
+          "Data replicas; each encodes its own part of a batch");
+        v("feature", feature, rule::at_least(0) | rule::execution(),
+          "Feature shards; 0: the number of ranks / data");
+    }
+};
+
+}  // namespace clt

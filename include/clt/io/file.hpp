@@ -1,0 +1,42 @@
+// Small files, written whole or not at all: to a temporary name beside the target, fsync, rename,
+// fsync of the folder. Not collective; usually rank 0 calls and Communicator::together agrees.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "clt/base/types.hpp"
+
+namespace clt {
+
+/// Throws UserError that names the file and says why (missing, a folder, no permission).
+std::string read_file(const std::string& path);
+/// Replaces `path` atomically. Throws UserError naming the file and the cause (full disk, no
+/// permission).
+void write_file(const std::string& path, const std::string& bytes);
+/// fsync of `from`, rename to `to`, fsync of the folder. Throws UserError.
+void publish_file(const std::string& from, const std::string& to);
+/// Makes the folder and its parents and proves that a file can be written there. Throws UserError.
+void make_writable_folder(const std::string& path);
+
+/// Appends lines of JSON (metrics.jsonl); a line is one write call, so a reader never sees half of
+/// one. Throws UserError when the disk is full.
+class JsonLines {
+  public:
+    /// keep_bytes: what stays of an existing file (a resumed run cuts what came after its
+    /// checkpoint); nothing given: starts anew.
+    explicit JsonLines(const std::string& path, std::optional<Index> keep_bytes = std::nullopt);
+    JsonLines(const JsonLines&) = delete;
+    JsonLines& operator=(const JsonLines&) = delete;
+    ~JsonLines();
+    void write(const std::string& object);
+    Index bytes() const { return bytes_; }
+
+  private:
+    int descriptor_ = -1;
+    Index bytes_ = 0;
+    std::string path_;
+};
+
+}  // namespace clt

@@ -1,0 +1,93 @@
+// Parallel HDF5 behind move-only handles: files of 2D arrays, read and written by hyperslab of
+// rows. A file opened with a communicator is collective: every call on it and its datasets is made
+// by all ranks, also with an empty range. Element types are never converted by HDF5 (it would
+// silently leave collective I/O): read the native type, convert with to_float. The library is not
+// thread-safe: one thread at a time uses HDF5 (BatchSource::quiesce).
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "clt/base/float16.hpp"
+#include "clt/comm/communicator.hpp"
+
+namespace clt {
+
+enum class H5Type { float32, float64, float16, uint8, uint16, int32, int64, uint32, uint64 };
+Index size_of(H5Type type);
+
+/// An HDF5 identifier and the function that closes it.
+class H5Handle {
+  public:
+    using Close = int (*)(std::int64_t);
+    H5Handle() = default;
+    H5Handle(std::int64_t id, Close close) : id_(id), close_(close) {}
+    H5Handle(H5Handle&& other) noexcept;
+    H5Handle& operator=(H5Handle&& other) noexcept;
+    ~H5Handle();
+    std::int64_t id() const { return id_; }
+    /// Closes now and throws LibraryError when that fails (a full disk may show only here).
+    void close();
+
+  private:
+    std::int64_t id_ = -1;
+    Close close_ = nullptr;
+};
+
+class H5Dataset {
+  public:
+    H5Type type() const { return type_; }
+    Index rows() const { return rows_; }
+    /// Product of all dimensions but the first.
+    Index cols() const { return cols_; }
+
+    /// Rows [range.begin, range.end), all columns, native type, packed. Collective when the file
+    /// is. Throws LibraryError; UserError when the file ends early.
+    void read(Shard range, void* out) const;
+    void write(Shard range, const void* in);
+    /// True when the last read or write on this rank really was collective.
+    bool last_was_collective() const { return collective_; }
+
+  private:
+    friend class H5File;
+    H5Handle handle_;
+    std::string name_;  // file and dataset, for messages
+    H5Type type_ = H5Type::float32;
+    Index rows_ = 0;
+    Index cols_ = 0;
+    bool parallel_ = false;
+    mutable bool collective_ = false;
+};
+
+class H5File {
+  public:
+    /// communicator null: this process alone. Throws UserError that names the file when it is
+    /// missing, not HDF5 or truncated. Collective over the communicator.
+    static H5File open(const std::string& path, const Communicator* communicator = nullptr);
+    /// Truncates; superblock version 3 (libver latest). Collective.
+    static H5File create(const std::string& path, const Communicator* communicator = nullptr);
+
+    const std::string& path() const { return path_; }
+    bool has(const std::string& name) const;
+    /// Names of a group's members, in HDF5's order.
+    std::vector<std::string> children(const std::string& group = "/") const;
+    /// Throws UserError naming file and dataset when it is missing or of a type not in H5Type.
+    H5Dataset dataset(const std::string& name) const;
+    /// Parent groups are made. cols == 0: one dimension. chunk_rows == 0: contiguous; gzip level 0:
+    /// no filter.
+    H5Dataset create_dataset(const std::string& name, H5Type type, Index rows, Index cols,
+                             Index chunk_rows = 0, int gzip = 0);
+    /// A UTF-8 string attribute of the root group. Collective.
+    void write_text(const std::string& name, const std::string& text);
+    std::optional<std::string> read_text(const std::string& name) const;
+    /// Flushes and closes; throws LibraryError when that fails. Collective.
+    void close();
+
+  private:
+    H5Handle handle_;
+    std::string path_;
+    bool parallel_ = false;
+};
+
+}  // namespace clt

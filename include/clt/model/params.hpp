@@ -1,0 +1,62 @@
+// This rank's parameters with their Adam moments: a feature shard of every layer, and the decoder
+// bias, which every rank holds whole. Initial values depend on the seed and the global id alone.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "clt/backend/backend.hpp"
+#include "clt/model/config.hpp"
+#include "clt/model/shape.hpp"
+
+namespace clt {
+
+/// One array of the model as files see it: global rows [first_row, first_row + rows) are here.
+/// `global_rows == rows` means that every rank has all of it.
+struct ParamArray {
+    std::string name;  // "encoder/layer_0/weight"
+    ParamRows rows;    // value, moment1, moment2: [rows, width]
+    Index first_row = 0;
+    Index global_rows = 0;
+};
+
+class Params {
+  public:
+    /// Allocates and initialises (spec 4.4): encoder weights uniform in +-1/sqrt(F), decoder
+    /// weights in +-1/sqrt(L d), biases 0, log thresholds log(threshold), moments 0. Not
+    /// collective.
+    Params(Backend& backend, const Shape& shape, Shard features, const ModelConfig& config,
+           std::uint64_t seed);
+
+    const Shape& shape() const { return shape_; }
+    Shard features() const { return features_; }
+    Index local_rows() const { return shape_.layers * features_.size(); }
+
+    ParamRows encoder(Index layer);  // [F_p, d]
+    ParamRows encoder_bias();        // [1, L * F_p]
+    ParamRows log_threshold();       // [1, L * F_p], empty unless jumprelu
+    ParamRows decoder(Index layer);  // [F_p, (L - layer) d]
+    ParamRows decoder_bias();        // [L, d]
+
+    /// Every array, in file order: encoder/layer_l/{weight [F, d], bias [F, 1]},
+    /// decoder/layer_l/weight [F, (L-l) d], decoder/bias [L, d], threshold/layer_l [F, 1]
+    /// (jumprelu: natural log).
+    std::vector<ParamArray> arrays();
+
+  private:
+    struct Store {
+        Buffer<float> value, moment1, moment2;
+    };
+    Store make_store(Backend& backend, Index size);
+    ParamRows view(Store& store, Index offset, Index rows, Index cols);
+
+    Shape shape_;
+    Shard features_;
+    Store encoder_;
+    Store encoder_bias_;
+    Store log_threshold_;
+    std::vector<Store> decoder_;
+    Store decoder_bias_;
+};
+
+}  // namespace clt

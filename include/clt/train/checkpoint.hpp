@@ -1,0 +1,56 @@
+// A checkpoint is one HDF5 file of global arrays (features are a hyperslab), so any grid reloads
+// it. Written to a temporary name, closed everywhere, agreed, fsynced, renamed, then the old ones
+// are pruned. Attributes carry the small state as JSON.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "clt/comm/process_grid.hpp"
+#include "clt/model/params.hpp"
+
+namespace clt {
+
+struct CheckpointState {
+    Index step = 0;      // steps done
+    std::string cursor;  // BatchSource::cursor()
+    std::string job;     // the resolved job, TOML
+    std::string extra;   // JSON object: the trainer's own state
+};
+
+/// What a checkpoint file says of itself, read without its arrays.
+struct CheckpointInfo {
+    std::string path;
+    Index step = 0;
+    Shape shape;
+    std::string activation;
+    std::string revision;
+    CheckpointState state;
+};
+
+/// Writes folder/step_<step>.h5. silence: [L, F_p] of this rank. Collective over grid.all(). Throws
+/// UserError (full disk, no permission) on every rank; then the temporary file is gone and older
+/// checkpoints are untouched.
+void write_checkpoint(const std::string& folder, Backend& backend, const ProcessGrid& grid,
+                      Params& params, Span<const Index> silence, const ModelConfig& model,
+                      const CheckpointState& state);
+
+/// Fills params and silence (may be empty: evaluation) from the file. moments false: values only.
+/// Throws UserError naming file, array and shapes when it does not fit. Collective.
+CheckpointState read_checkpoint(const std::string& path, Backend& backend, const ProcessGrid& grid,
+                                Params& params, Span<Index> silence, bool moments);
+
+/// Shape, activation and state of a whole checkpoint. Throws UserError when it is missing, cut (at
+/// any byte) or not a checkpoint. Collective over the communicator (rank 0 reads).
+CheckpointInfo inspect_checkpoint(const std::string& path, const Communicator& communicator);
+
+/// The newest checkpoint in the folder that is whole; those that are not are named in a warning.
+/// Collective.
+std::optional<CheckpointInfo> find_newest_checkpoint(const std::string& folder,
+                                                     const Communicator& communicator);
+
+/// Keeps the newest `keep` and the one called `best` (empty: none); removes left-over temporary
+/// files. Rank 0 only.
+void prune_checkpoints(const std::string& folder, Index keep, const std::string& best);
+
+}  // namespace clt
