@@ -20,14 +20,9 @@ class MpiCollectives final : public Collectives {
     int rank() const override { return communicator_.rank(); }
     int size() const override { return communicator_.size(); }
 
-    void all_reduce_sum(Span<float> values) override {
-        communicator_.all_reduce_sum(
-            std::span<float>(raw(values), static_cast<std::size_t>(values.size())));
-    }
-    void all_reduce_sum(Span<double> values) override {
-        communicator_.all_reduce_sum(
-            std::span<double>(raw(values), static_cast<std::size_t>(values.size())));
-    }
+    void all_reduce_sum(Span<float> values) override { sum(values); }
+    void all_reduce_sum(Span<double> values) override { sum(values); }
+    void all_reduce_sum(Span<Index> values) override { sum(values); }
 
     void reduce_scatter_sum(Span<const float> in, Span<float> out,
                             std::span<const Index> counts) override {
@@ -58,6 +53,13 @@ class MpiCollectives final : public Collectives {
     }
 
   private:
+    template <class T>
+    void sum(Span<T> values) {
+        if (size() == 1) return;
+        communicator_.all_reduce_sum(
+            std::span<T>(raw(values), static_cast<std::size_t>(values.size())));
+    }
+
     void all_gather_bytes(const void* in, void* out, std::span<const Index> byte_counts) override {
         auto* to = static_cast<std::byte*>(out);
         Index before = 0;

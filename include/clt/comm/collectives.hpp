@@ -19,6 +19,7 @@ class Collectives {
     /// In place. Collective.
     virtual void all_reduce_sum(Span<float> values) = 0;
     virtual void all_reduce_sum(Span<double> values) = 0;
+    virtual void all_reduce_sum(Span<Index> values) = 0;
     /// `in` holds the blocks of all ranks, counts[r] elements for rank r; `out` gets this rank's
     /// block summed over all ranks. Collective.
     virtual void reduce_scatter_sum(Span<const float> in, Span<float> out,

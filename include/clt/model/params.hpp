@@ -47,8 +47,8 @@ class Params {
     struct Store {
         Buffer<float> value, moment1, moment2;
     };
-    Store make_store(Backend& backend, Index size);
-    ParamRows view(Store& store, Index offset, Index rows, Index cols);
+    static Store make_store(Backend& backend, Index size);
+    static ParamRows view(Store& store, Index offset, Index rows, Index cols);
 
     Shape shape_;
     Shard features_;

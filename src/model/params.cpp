@@ -1,0 +1,126 @@
+#include "clt/model/params.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "clt/base/philox.hpp"
+
+namespace clt {
+namespace {
+
+// Uniform values of global ids first_id, first_id + 1, ... in [-bound, bound).
+void fill_uniform(std::uint64_t seed, RandomPurpose purpose, std::uint64_t first_id, float bound,
+                  std::span<float> out) {
+    const auto n = static_cast<Index>(out.size());
+#pragma omp parallel for schedule(static)
+    for (Index i = 0; i < n; ++i)
+        out[static_cast<std::size_t>(i)] =
+            random_uniform(seed, purpose, first_id + static_cast<std::uint64_t>(i), -bound, bound);
+}
+
+constexpr Index staging_elements = Index{1} << 22;
+
+// Rows [0, rows) of `values` get the global ids first_id + row * cols + column.
+void upload_uniform(Backend& backend, std::uint64_t seed, RandomPurpose purpose,
+                    std::uint64_t first_id, float bound, Span<float> values) {
+    std::vector<float> staging(static_cast<std::size_t>(std::min(staging_elements, values.size())));
+    for (Index at = 0; at < values.size(); at += staging_elements) {
+        const Index count = std::min(staging_elements, values.size() - at);
+        const std::span<float> part(staging.data(), static_cast<std::size_t>(count));
+        fill_uniform(seed, purpose, first_id + static_cast<std::uint64_t>(at), bound, part);
+        backend.upload(std::span<const float>(part), values.subspan(at, count));
+    }
+}
+
+}  // namespace
+
+Params::Params(Backend& backend, const Shape& shape, Shard features, const ModelConfig& config,
+               std::uint64_t seed)
+    : shape_(shape), features_(features) {
+    CLT_CHECK(shape.layers > 0 && shape.d_model > 0 && shape.features > 0);
+    const Index local = features.size();
+    const Index d = shape.d_model;
+    encoder_ = make_store(backend, local_rows() * d);
+    encoder_bias_ = make_store(backend, local_rows());
+    decoder_bias_ = make_store(backend, shape.layers * d);
+    const auto encoder_bound =
+        static_cast<float>(1 / std::sqrt(static_cast<double>(shape.features)));
+    const auto decoder_bound =
+        static_cast<float>(1 / std::sqrt(static_cast<double>(shape.layers * d)));
+    std::uint64_t decoder_id = 0;
+    for (Index layer = 0; layer < shape.layers; ++layer) {
+        upload_uniform(backend, seed, RandomPurpose::encoder_weight,
+                       static_cast<std::uint64_t>((layer * shape.features + features.begin) * d),
+                       encoder_bound, encoder_.value.span().subspan(layer * local * d, local * d));
+        const Index width = shape.decoder_width(layer);
+        decoder_.push_back(make_store(backend, local * width));
+        upload_uniform(backend, seed, RandomPurpose::decoder_weight,
+                       decoder_id + static_cast<std::uint64_t>(features.begin * width),
+                       decoder_bound, decoder_.back().value.span());
+        decoder_id += static_cast<std::uint64_t>(shape.features * width);
+    }
+    if (config.activation == "jumprelu") {
+        log_threshold_ = make_store(backend, local_rows());
+        const std::vector<float> initial(static_cast<std::size_t>(local_rows()),
+                                         static_cast<float>(std::log(config.threshold)));
+        backend.upload(std::span<const float>(initial), log_threshold_.value.span());
+    }
+}
+
+Params::Store Params::make_store(Backend& backend, Index size) {
+    Store store;
+    store.value = Buffer<float>(backend.memory(), size, Purpose::parameters);
+    store.moment1 = Buffer<float>(backend.memory(), size, Purpose::moments);
+    store.moment2 = Buffer<float>(backend.memory(), size, Purpose::moments);
+    for (Buffer<float>* buffer : {&store.value, &store.moment1, &store.moment2})
+        backend.zero(buffer->span());
+    return store;
+}
+
+ParamRows Params::view(Store& store, Index offset, Index rows, Index cols) {
+    const auto part = [&](Buffer<float>& buffer) {
+        return Matrix<float>(buffer.span().subspan(offset, rows * cols), rows, cols);
+    };
+    return {part(store.value), part(store.moment1), part(store.moment2)};
+}
+
+ParamRows Params::encoder(Index layer) {
+    const Index local = features_.size();
+    return view(encoder_, layer * local * shape_.d_model, local, shape_.d_model);
+}
+ParamRows Params::encoder_bias() {
+    return view(encoder_bias_, 0, 1, local_rows());
+}
+ParamRows Params::log_threshold() {
+    return view(log_threshold_, 0, 1, log_threshold_.value.size());
+}
+ParamRows Params::decoder(Index layer) {
+    return view(decoder_[static_cast<std::size_t>(layer)], 0, features_.size(),
+                shape_.decoder_width(layer));
+}
+ParamRows Params::decoder_bias() {
+    return view(decoder_bias_, 0, shape_.layers, shape_.d_model);
+}
+
+std::vector<ParamArray> Params::arrays() {
+    const Index local = features_.size();
+    std::vector<ParamArray> all;
+    const auto add = [&](std::string name, ParamRows rows) {
+        all.push_back({std::move(name), rows, features_.begin, shape_.features});
+    };
+    for (Index layer = 0; layer < shape_.layers; ++layer) {
+        add(fmt::format("encoder/layer_{}/weight", layer), encoder(layer));
+        add(fmt::format("encoder/layer_{}/bias", layer),
+            view(encoder_bias_, layer * local, local, 1));
+    }
+    for (Index layer = 0; layer < shape_.layers; ++layer)
+        add(fmt::format("decoder/layer_{}/weight", layer), decoder(layer));
+    all.push_back({"decoder/bias", decoder_bias(), 0, shape_.layers});
+    if (log_threshold_.value.size() > 0)
+        for (Index layer = 0; layer < shape_.layers; ++layer)
+            add(fmt::format("threshold/layer_{}", layer),
+                view(log_threshold_, layer * local, local, 1));
+    return all;
+}
+
+}  // namespace clt
