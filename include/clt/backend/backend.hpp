@@ -131,9 +131,9 @@ class Backend {
     virtual void index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
                        Index tokens, const Candidates& candidates, ActiveSet& out) = 0;
     /// Active sets of the same rows and other tokens, side by side in token order, become one.
-    /// counts[parts, rows]: entries of each part's row; starts[parts]: its first token; token, pre,
-    /// value: the parts' entries one part after the other.
-    virtual void merge(Span<const Index> counts, std::span<const Index> token_starts,
+    /// row_starts[parts, rows + 1]: each part's own; token_starts[parts]: its first token; token,
+    /// pre, value: the parts' entries one part after the other.
+    virtual void merge(Span<const Index> row_starts, std::span<const Index> token_starts,
                        Span<const std::int32_t> token, Span<const float> pre,
                        Span<const float> value, Index rows, Index tokens, ActiveSet& out) = 0;
 
@@ -181,10 +181,13 @@ class Backend {
                                 Matrix<const float> x, const AdamStep* adam, ParamRows rows) = 0;
 
     // ---- dense activations (relu, jumprelu) and dense encoder gradients, tile by tile --------
-    /// value[T, B] from pre[T, B]; active[T] and fired[T] (a > 1e-6) = tokens of each feature.
+    /// value[T, B] from pre[T, B]; active[T] and fired[T] (a > 1e-6) += tokens of each feature.
     virtual void activate(const CollectRule& rule, Span<const float> log_threshold,
                           Matrix<const float> pre, Matrix<float> value, Span<Index> active,
                           Span<Index> fired) = 0;
+    /// Entries that collect() would keep (relu, jumprelu), without keeping them.
+    virtual Index count_kept(const CollectRule& rule, Span<const float> log_threshold,
+                             Matrix<const float> pre) = 0;
     /// The tanh penalty of a dense tile; as sparsity_penalty, gradient[T, B] is added to.
     virtual double sparsity_penalty_dense(float weight, float c, Span<const float> norms,
                                           Matrix<const float> value, Matrix<float> gradient,
