@@ -126,7 +126,8 @@ class Backend {
     /// bound[g] = max(bound[g], value of cut.score[g]).
     virtual void raise_bound(const Cut& cut, Span<float> bound) = 0;
 
-    /// Candidates become the active set of `rows` rows and `tokens` tokens; values by the rule:
+    /// Candidates become the active set of `rows` rows (all its buffers are sized, gradient too)
+    /// and `tokens` tokens; values by the rule:
     /// topk kinds and relu a = p; jumprelu a = p where p >= exp(log_threshold[row]), else 0.
     virtual void index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
                        Index tokens, const Candidates& candidates, ActiveSet& out) = 0;
@@ -163,9 +164,10 @@ class Backend {
     virtual double sparsity_penalty(float weight, float c, Span<const float> norms,
                                     ActiveSet& active, Span<float> coefficient) = 0;
     /// Decoder rows of one layer, fused with their update. G = gradient[B, L*d]: the layer's rows
-    /// see columns [layer*d, L*d).  active.gradient[e] += <G[token], row> when `activations`.
-    /// Row gradient g = sum value * G[token] + coefficient * row (coefficient may be empty).
-    /// adam == nullptr: nothing is updated and the sum of g^2 is returned, else 0.
+    /// see columns [layer*d, L*d); coefficient [F_p], this layer's.  active.gradient[e] +=
+    /// <G[token], row> when `activations`. Row gradient g = sum value * G[token] + coefficient *
+    /// row (coefficient may be empty). adam == nullptr: nothing is updated and the sum of g^2 is
+    /// returned, else 0.
     virtual double decoder_rows(ActiveSet& active, Index layer, Index features,
                                 Matrix<const float> gradient, Span<const float> coefficient,
                                 bool activations, const AdamStep* adam, ParamRows rows) = 0;
@@ -192,7 +194,8 @@ class Backend {
     virtual double sparsity_penalty_dense(float weight, float c, Span<const float> norms,
                                           Matrix<const float> value, Matrix<float> gradient,
                                           Span<float> coefficient) = 0;
-    /// gradient[T, B]: dL/dvalue becomes dL/dpre; as activation_gradient.
+    /// gradient[T, B]: dL/dvalue becomes dL/dpre; as activation_gradient, all spans [T], written
+    /// over.
     virtual void activation_gradient_dense(const CollectRule& rule, Span<const float> log_threshold,
                                            float bandwidth, Matrix<const float> pre,
                                            Matrix<float> gradient, Span<float> bias_gradient,

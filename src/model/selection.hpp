@@ -1,0 +1,71 @@
+// Which pre-activations are active: the encoder's tiles yield candidates, a radix select over all
+// ranks cuts them. [B, L*F] never exists. Source: Bussmann et al. 2024, BatchTopK, section 3.
+#pragma once
+
+#include <memory>
+
+#include "clt/backend/backend.hpp"
+#include "clt/comm/process_grid.hpp"
+#include "clt/model/config.hpp"
+#include "clt/model/params.hpp"
+
+namespace clt {
+
+CollectRule collect_rule(const ModelConfig& model);
+
+/// Entries to keep over all L*F columns: of the whole batch (batchtopk) or of each token (topk).
+/// batchtopk: floor(k * tokens); topk: floor(k), or ceil(k * L * F) below 1 (spec 5.4, 5.5).
+Index selection_budget(const ModelConfig& model, const Shape& shape, Index tokens);
+
+class Selection {
+  public:
+    Selection(Backend& backend, const ProcessGrid& grid, Params& params, const ModelConfig& model);
+    ~Selection();
+
+    /// The active entries of this rank's features for its replica's tokens. x: [B_r, L*d], the
+    /// replica's part, tokens [first_token, ..) of `tokens` over all replicas.
+    /// negative_sum, when not null, gets sum relu(-p) over this rank's entries. Collective over
+    /// grid.all(). The result is valid until the next call.
+    const Candidates& run(Matrix<const float> x, Index first_token, Index tokens,
+                          double* negative_sum);
+
+    /// Lowest score kept by the last run (batchtopk; -infinity when nothing was cut).
+    double threshold() const { return threshold_; }
+    /// Times the bound carried over from the last run was too high and the encoder ran again.
+    Index retries() const { return retries_; }
+
+  private:
+    struct Problem {
+        Index budget;  // entries a group keeps
+        Index groups;  // 1, or this replica's tokens (topk)
+        Index tokens;  // B over all replicas
+        PositionMap map;
+    };
+    /// All tiles once; what is below bound_ is never seen, and bound_ rises as candidates gather.
+    void encode(Matrix<const float> x, const Problem& problem, double* negative_sum);
+    /// Cuts the candidates to the budget, over this rank alone when across is null.
+    void cut(const Problem& problem, Collectives* across);
+    bool per_token() const { return rule_.activation == Activation::topk; }
+    bool ranked() const { return per_token() || rule_.activation == Activation::batchtopk; }
+
+    Backend& backend_;
+    const ProcessGrid& grid_;
+    Params& params_;
+    ModelConfig model_;
+    CollectRule rule_;
+    std::unique_ptr<Collectives> all_;
+    std::unique_ptr<Collectives> data_;
+    std::unique_ptr<Collectives> feature_;
+
+    Candidates candidates_;
+    Cut cut_;
+    Buffer<Index> counts_;
+    Buffer<float> bound_;  // [1] or [B_r]: no entry below it can be kept
+    Buffer<float> tile_;   // [T, B_r]
+    Buffer<double> sums_;  // [T, 2]
+    double threshold_;
+    double margin_;
+    Index retries_ = 0;
+};
+
+}  // namespace clt

@@ -1,0 +1,474 @@
+#include "clt/model/step.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/step_impl.hpp"
+
+namespace clt {
+namespace {
+
+// At or above this share of kept entries the dense products beat the gathers: on AVX-512 cores a
+// gather moves about a tenth of the multiply-adds a second that the dense product reaches.
+constexpr double dense_share = 0.1;
+// Features a layer and shard whose pre-activations measure the share.
+constexpr Index density_sample = 32;
+
+}  // namespace
+
+Step::Impl::Impl(Backend& backend_, const ProcessGrid& grid_, Params& params_,
+                 const ModelConfig& model_, const LossConfig& loss_,
+                 const std::vector<float>& error_scale, Index max_tokens)
+    : backend(backend_),
+      grid(grid_),
+      params(params_),
+      model(model_),
+      loss(loss_),
+      shape(params_.shape()),
+      rule(collect_rule(model_)),
+      all(backend_.collectives(grid_.all())),
+      replica(backend_.collectives(grid_.feature())),
+      shard(backend_.collectives(grid_.data())),
+      selection(backend_, grid_, params_, model_) {
+    MemoryResource& memory = backend.memory();
+    const Index stride = decoder_stride();
+    CLT_CHECK(static_cast<Index>(error_scale.size()) == stride, "error scale of {} values",
+              error_scale.size());
+    const Index replica_tokens = grid.replica_tokens(max_tokens).size() + 1;  // sizes differ by one
+    const Index slice_tokens = grid.token_slice(max_tokens).size() + 2;
+    inputs = Buffer<float>(memory, max_tokens * stride, Purpose::batch);
+    gradient = Buffer<float>(memory, max_tokens * stride, Purpose::batch);
+    partial = Buffer<float>(memory, replica_tokens * stride, Purpose::batch);
+    error = Buffer<float>(memory, slice_tokens * stride, Purpose::batch);
+    targets = Buffer<float>(memory, slice_tokens * stride, Purpose::batch);
+    scale = Buffer<float>(memory, stride, Purpose::workspace);
+    backend.upload(std::span<const float>(error_scale), scale.span());
+    bias_gradient = Buffer<float>(memory, stride, Purpose::gradients);
+    encoder_bias_gradient = Buffer<float>(memory, rows(), Purpose::gradients);
+    if (rule.activation == Activation::jumprelu)
+        threshold_gradient = Buffer<float>(memory, rows(), Purpose::gradients);
+    if (loss.sparsity > 0) {
+        norms = Buffer<float>(memory, rows(), Purpose::workspace);
+        coefficient = Buffer<float>(memory, rows(), Purpose::workspace);
+    }
+    for (Buffer<Index>* counter : {&active_tokens, &fired_tokens, &silence})
+        *counter = Buffer<Index>(memory, rows(), Purpose::workspace);
+    backend.zero(silence.span());
+    for (Buffer<double>* sum :
+         {&sums.target, &sums.target_squared, &sums.error, &sums.error_squared})
+        *sum = Buffer<double>(memory, stride, Purpose::workspace);
+}
+
+void Step::Impl::stage(const char* name) {
+    backend.synchronize();
+    const double seconds = watch.lap();
+    for (auto& [known, total] : stage_seconds)
+        if (known == name) {
+            total += seconds;
+            return;
+        }
+    stage_seconds.emplace_back(name, seconds);
+}
+
+StepResult Step::Impl::forward(const HostBatch& batch, bool training) {
+    CLT_CHECK(batch.tokens > 0 && batch.tokens * decoder_stride() <= inputs.size(),
+              "a batch of {} tokens", batch.tokens);
+    CLT_CHECK(batch.slice == grid.token_slice(batch.tokens));
+    StepResult result;
+    watch.lap();
+    tokens = batch.tokens;
+    slice = batch.slice;
+    own_tokens = grid.replica_tokens(tokens);
+    gather_inputs(batch);
+    stage("gather_inputs");
+    backend.zero(active_tokens.span());
+    backend.zero(fired_tokens.span());
+    dense = measure_density();
+    if (dense) {
+        dense_decode();
+        stage("dense_decode");
+    } else {
+        encode_select(training);
+        stage("encode_select");
+        decode();
+        stage("decode");
+    }
+    reduce_and_compare(batch, result);
+    count(result);
+    stage("count");
+    result.dense = dense;
+    result.threshold = selection.threshold();
+    result.selection_retries = selection.retries();
+    return result;
+}
+
+// Every rank gets the whole batch: its replica encodes a part of it, the encoder rows see all.
+void Step::Impl::gather_inputs(const HostBatch& batch) {
+    const Index stride = decoder_stride();
+    const Span<float> own = inputs.span().subspan(slice.begin * stride, slice.size() * stride);
+    backend.upload(batch.inputs, own);
+    std::vector<Index> counts;
+    for (int r = 0; r < grid.all().size(); ++r)
+        counts.push_back(grid.token_slice(tokens, r).size() * stride);
+    all->all_gather(Span<const float>(own), inputs.span(), counts);
+}
+
+// A sample of this batch decides, not the last one: a resumed run then takes the same path.
+bool Step::Impl::measure_density() {
+    if (rule.activation != Activation::relu && rule.activation != Activation::jumprelu)
+        return false;
+    const Index d = shape.d_model;
+    const Index n = std::min(density_sample, local_features());
+    Index kept = 0;
+    for (Index layer = 0; layer < shape.layers && n > 0; ++layer) {
+        const Matrix<float> pre = tile_of(tile_pre, n, own_tokens.size());
+        const ParamRows weight = params.encoder(layer);
+        const Index row = layer * local_features();
+        backend.encode(columns(inputs, own_tokens, layer * d, d),
+                       Matrix<const float>(weight.value.elements.subspan(0, n * d), n, d),
+                       params.encoder_bias().value.elements.subspan(row, n), pre);
+        kept += backend.count_kept(rule, threshold_rows(row, n), pre);
+    }
+    const Index sampled = n * shape.layers * own_tokens.size();
+    const Index kept_everywhere = grid.all().all_reduce_sum(kept);
+    const Index sampled_everywhere = grid.all().all_reduce_sum(sampled);
+    return static_cast<double>(kept_everywhere) >=
+           dense_share * static_cast<double>(sampled_everywhere);
+}
+
+void Step::Impl::encode_select(bool training) {
+    double* wants_negative_sum = training && loss.preactivation > 0 ? &negative_sum : nullptr;
+    const Candidates& candidates =
+        selection.run(token_rows(inputs, own_tokens), own_tokens.begin, tokens, wants_negative_sum);
+    backend.index(rule, params.log_threshold().value.elements, rows(), own_tokens.size(),
+                  candidates, own_active);
+    backend.count(own_active, active_tokens.span(), fired_tokens.span());
+}
+
+void Step::Impl::decode() {
+    std::vector<Matrix<const float>> decoders;
+    for (Index layer = 0; layer < shape.layers; ++layer)
+        decoders.push_back(params.decoder(layer).value);
+    backend.decode(own_active, decoders, token_rows(partial, {0, own_tokens.size()}));
+}
+
+// Partial reconstructions become this rank's slice; it alone adds the bias and forms the residual.
+void Step::Impl::reduce_and_compare(const HostBatch& batch, StepResult& result) {
+    const Index stride = decoder_stride();
+    std::vector<Index> counts;
+    const int first = grid.data_index() * grid.feature_parts();
+    for (int r = first; r < first + grid.feature_parts(); ++r)
+        counts.push_back(grid.token_slice(tokens, r).size() * stride);
+    const Span<float> own_error = error.span().subspan(0, slice.size() * stride);
+    replica->reduce_scatter_sum(
+        Span<const float>(partial.span().subspan(0, own_tokens.size() * stride)), own_error,
+        counts);
+    stage("reduce");
+
+    backend.upload(batch.targets, targets.span().subspan(0, slice.size() * stride));
+    result.squared_error.assign(static_cast<std::size_t>(shape.layers), 0);
+    backend.residual(token_rows(error, {0, slice.size()}), token_rows(targets, {0, slice.size()}),
+                     params.decoder_bias().value.elements, scale.span(), tokens, shape.layers,
+                     token_rows(gradient, slice), result.squared_error);
+    grid.all().all_reduce_sum(std::span<double>(result.squared_error));
+    for (const double squared : result.squared_error)
+        result.reconstruction +=
+            squared / (static_cast<double>(tokens) * static_cast<double>(shape.d_model));
+    stage("residual");
+}
+
+void Step::Impl::count(StepResult& result) {
+    shard->all_reduce_sum(active_tokens.span());
+    shard->all_reduce_sum(fired_tokens.span());
+    std::vector<Index> counts(static_cast<std::size_t>(rows()));
+    backend.download(Span<const Index>(active_tokens.span()), std::span<Index>(counts));
+    std::vector<Index> by_layer(static_cast<std::size_t>(shape.layers), 0);
+    for (std::size_t row = 0; row < counts.size(); ++row)
+        by_layer[row / static_cast<std::size_t>(local_features())] += counts[row];
+    grid.feature().all_reduce_sum(std::span<Index>(by_layer));
+    for (const Index layer_tokens : by_layer)
+        result.l0.push_back(static_cast<double>(layer_tokens) / static_cast<double>(tokens));
+}
+
+void Step::Impl::gather_gradient() {
+    const Index stride = decoder_stride();
+    std::vector<Index> counts;
+    for (int r = 0; r < grid.all().size(); ++r)
+        counts.push_back(grid.token_slice(tokens, r).size() * stride);
+    all->all_gather(
+        Span<const float>(gradient.span().subspan(slice.begin * stride, slice.size() * stride)),
+        gradient.span(), counts);
+}
+
+// Replicas share their active entries (and have shared inputs and residuals) and then all make the
+// same row updates: with sparse activations that moves far fewer bytes than gradients of rows.
+void Step::Impl::merge_replicas() {
+    active = &own_active;
+    if (dense || grid.data_parts() == 1) return;
+    MemoryResource& memory = backend.memory();
+    const int parts = grid.data_parts();
+    const std::vector<Index> entries = grid.data().all_gather(own_active.entries);
+    Index total = 0;
+    for (const Index count : entries) total += count;
+    std::vector<Index> token_starts;
+    for (int p = 0; p < parts; ++p) token_starts.push_back(shard_of(tokens, p, parts).begin);
+
+    const std::vector<Index> row_counts(static_cast<std::size_t>(parts), rows() + 1);
+    Buffer<Index> row_starts(memory, parts * (rows() + 1), Purpose::active_set);
+    Buffer<std::int32_t> token(memory, total, Purpose::active_set);
+    Buffer<float> pre(memory, total, Purpose::active_set);
+    Buffer<float> value(memory, total, Purpose::active_set);
+    const Index n = own_active.entries;
+    shard->all_gather(Span<const Index>(own_active.row_start.span().subspan(0, rows() + 1)),
+                      row_starts.span(), row_counts);
+    shard->all_gather(Span<const std::int32_t>(own_active.token.span().subspan(0, n)), token.span(),
+                      entries);
+    shard->all_gather(Span<const float>(own_active.pre.span().subspan(0, n)), pre.span(), entries);
+    shard->all_gather(Span<const float>(own_active.value.span().subspan(0, n)), value.span(),
+                      entries);
+    backend.merge(row_starts.span(), token_starts, token.span(), pre.span(), value.span(), rows(),
+                  tokens, merged_active);
+    active = &merged_active;
+}
+
+void Step::Impl::penalty(const StepScalars& scalars, StepResult& result) {
+    penalised = scalars.sparsity > 0;
+    if (!penalised) return;
+    for (Index layer = 0; layer < shape.layers; ++layer)
+        backend.row_norms(params.decoder(layer).value,
+                          norms.span().subspan(layer * local_features(), local_features()));
+    if (dense) return;  // dense_rows() forms it tile by tile
+    result.sparsity = grid.feature().all_reduce_sum(backend.sparsity_penalty(
+        static_cast<float>(penalty_weight(scalars)), static_cast<float>(loss.sparsity_scale),
+        norms.span(), *active, coefficient.span()));
+}
+
+void Step::Impl::backward(const StepScalars& scalars, StepResult& result) {
+    backend.column_sums(token_rows(gradient, batch_tokens()), bias_gradient.span());
+    AdamStep adam = scalars.adam;
+    if (scalars.gradient_clip > 0) {
+        // A first walk for the norm alone: no gradient is stored, so the second makes it again.
+        double squared = grid.feature().all_reduce_sum(walk_rows(scalars, nullptr, true, result) +
+                                                       sharded_vector_norm());
+        squared += decoder_bias_norm(scalars);
+        result.gradient_norm = std::sqrt(squared);
+        // The 1e-6 is the reference's (spec 7.5: global L2 norm).
+        adam.gradient_scale = static_cast<float>(
+            std::min(1.0, scalars.gradient_clip / (result.gradient_norm + 1e-6)));
+        walk_rows(scalars, &adam, false, result);
+    } else {
+        walk_rows(scalars, &adam, true, result);
+    }
+    update_vectors(scalars, adam.gradient_scale);
+    stage("vectors");
+}
+
+double Step::Impl::walk_rows(const StepScalars& scalars, const AdamStep* adam, bool activations,
+                             StepResult& result) {
+    return dense ? dense_rows(scalars, adam, result) : sparse_rows(adam, activations);
+}
+
+double Step::Impl::sparse_rows(const AdamStep* adam, bool activations) {
+    double squared = 0;
+    const Index local = local_features();
+    const Matrix<const float> residual = token_rows(gradient, batch_tokens());
+    for (Index layer = 0; layer < shape.layers; ++layer) {
+        const Span<float> factor =
+            penalised ? coefficient.span().subspan(layer * local, local) : Span<float>();
+        squared += backend.decoder_rows(*active, layer, local, residual, factor, activations, adam,
+                                        params.decoder(layer));
+    }
+    stage("decoder_rows");
+    if (activations)
+        backend.activation_gradient(rule, params.log_threshold().value.elements,
+                                    static_cast<float>(model.bandwidth), *active,
+                                    encoder_bias_gradient.span(), threshold_gradient.span());
+    for (Index layer = 0; layer < shape.layers; ++layer) {
+        squared += loss.preactivation > 0
+                       ? encoder_rows_with_preactivation(adam, layer, activations)
+                       : backend.encoder_rows(
+                             *active, layer, local,
+                             columns(inputs, batch_tokens(), layer * shape.d_model, shape.d_model),
+                             adam, params.encoder(layer));
+    }
+    stage("encoder_rows");
+    return squared;
+}
+
+// The pre-activation loss reaches every encoder row through every token: a dense product, by tiles.
+double Step::Impl::encoder_rows_with_preactivation(const AdamStep* adam, Index layer,
+                                                   bool add_bias_gradient) {
+    double squared = 0;
+    const Index d = shape.d_model;
+    const Matrix<const float> x = columns(inputs, batch_tokens(), layer * d, d);
+    const Index tile = backend.encode_tile(tokens, d);
+    for (Index f = 0; f < local_features(); f += tile) {
+        const Index n = std::min(tile, local_features() - f);
+        const Index row = layer * local_features() + f;
+        const ParamRows weight = rows_of(params.encoder(layer), f, n);
+        const Matrix<float> pre = tile_of(tile_pre, n, tokens);
+        const Matrix<float> g = tile_of(tile_gradient, n, tokens);
+        const Matrix<float> weight_gradient = tile_of(encoder_gradient, n, d);
+        backend.encode(x, weight.value, params.encoder_bias().value.elements.subspan(row, n), pre);
+        backend.scatter_gradient(*active, row, g);
+        const Span<float> bias = add_bias_gradient ? encoder_bias_gradient.span().subspan(row, n)
+                                                   : tile_of(tile_bias, 1, n).elements;
+        backend.preactivation_gradient(static_cast<float>(preactivation_weight()), pre, g, bias);
+        backend.gemm(false, false, 1, g, x, 0, weight_gradient);
+        squared += apply(adam, weight_gradient, weight);
+    }
+    return squared;
+}
+
+double Step::Impl::apply(const AdamStep* adam, Matrix<const float> g, const ParamRows& array) {
+    if (adam == nullptr) return backend.squared_norm(g);
+    backend.adam(*adam, g, array);
+    return 0;
+}
+
+double Step::Impl::sharded_vector_norm() {
+    double squared = backend.squared_norm({encoder_bias_gradient.span(), 1, rows()});
+    if (rule.activation == Activation::jumprelu)
+        squared += backend.squared_norm({threshold_gradient.span(), 1, rows()});
+    return squared;
+}
+
+double Step::Impl::decoder_bias_norm(const StepScalars& scalars) {
+    double squared = 0;
+    for (Index t = 0; t < shape.layers; ++t)
+        squared +=
+            backend.squared_norm({bias_gradient.span().subspan(t * shape.d_model, shape.d_model), 1,
+                                  shape.d_model}) *
+            (scalars.reference_biases ? static_cast<double>(t + 1) : 1.0);
+    return squared;
+}
+
+void Step::Impl::update_vectors(const StepScalars& scalars, float gradient_scale) {
+    AdamStep adam = scalars.adam_bias;
+    adam.gradient_scale = gradient_scale;
+    backend.adam(adam, {encoder_bias_gradient.span(), 1, rows()}, params.encoder_bias());
+    if (rule.activation == Activation::jumprelu)
+        backend.adam(adam, {threshold_gradient.span(), 1, rows()}, params.log_threshold());
+    for (Index t = 0; t < shape.layers; ++t) {
+        AdamStep target = adam;
+        if (scalars.reference_biases) target.step_size *= static_cast<float>(t + 1);
+        backend.adam(
+            target,
+            {bias_gradient.span().subspan(t * shape.d_model, shape.d_model), 1, shape.d_model},
+            rows_of(params.decoder_bias(), t, 1));
+    }
+}
+
+Step::Step(Backend& backend, const ProcessGrid& grid, Params& params, const ModelConfig& model,
+           const LossConfig& loss, const std::vector<float>& error_scale, Index max_tokens)
+    : impl_(std::make_unique<Impl>(backend, grid, params, model, loss, error_scale, max_tokens)) {
+    reset_evaluation();
+}
+
+Step::~Step() = default;
+
+StepResult Step::train(const HostBatch& batch, const StepScalars& scalars) {
+    Impl& s = *impl_;
+    StepResult result = s.forward(batch, true);
+    if (s.loss.preactivation > 0)
+        result.preactivation =
+            s.preactivation_weight() * s.grid.all().all_reduce_sum(s.negative_sum);
+    s.merge_replicas();
+    if (!s.dense) s.backend.zero(s.active->gradient.span());
+    s.stage("merge_replicas");
+    s.penalty(scalars, result);
+    // All three are sums over all ranks, so every rank takes the same way.
+    result.finite = std::isfinite(result.reconstruction + result.sparsity + result.preactivation);
+    if (result.finite) {
+        s.gather_gradient();
+        s.stage("gather_gradient");
+        s.backward(scalars, result);
+        s.backend.age(s.fired_tokens.span(), s.silence.span());
+    }
+    result.total = result.reconstruction + result.sparsity + result.preactivation;
+    return result;
+}
+
+StepResult Step::evaluate(const HostBatch& batch) {
+    Impl& s = *impl_;
+    StepResult result = s.forward(batch, false);
+    result.total = result.reconstruction;
+    result.finite = std::isfinite(result.total);
+    const Shard own{0, s.slice.size()};
+    s.backend.accumulate(s.token_rows(s.error, own), s.token_rows(s.targets, own), s.sums);
+    s.evaluated_tokens += s.tokens;
+    const auto add = [&](Buffer<Index>& counts, std::vector<Index>& total) {
+        std::vector<Index> host(total.size());
+        s.backend.download(Span<const Index>(counts.span()), std::span<Index>(host));
+        for (std::size_t i = 0; i < host.size(); ++i) total[i] += host[i];
+    };
+    add(s.active_tokens, s.evaluated_active);
+    add(s.fired_tokens, s.evaluated_fired);
+    return result;
+}
+
+void Step::reset_evaluation() {
+    Impl& s = *impl_;
+    s.evaluated_tokens = 0;
+    for (Buffer<double>* sum :
+         {&s.sums.target, &s.sums.target_squared, &s.sums.error, &s.sums.error_squared})
+        s.backend.zero(sum->span());
+    s.evaluated_active.assign(static_cast<std::size_t>(s.rows()), 0);
+    s.evaluated_fired.assign(static_cast<std::size_t>(s.rows()), 0);
+}
+
+Step::EvaluationSums Step::evaluation_sums() {
+    Impl& s = *impl_;
+    EvaluationSums out;
+    out.tokens = s.evaluated_tokens;
+    const auto stride = static_cast<std::size_t>(s.decoder_stride());
+    std::vector<float> scale(stride);
+    s.backend.download(Span<const float>(s.scale.span()), std::span<float>(scale));
+    const auto gather = [&](Buffer<double>& sum, std::vector<double>& total, bool squared) {
+        total.resize(stride);
+        s.backend.download(Span<const double>(sum.span()), std::span<double>(total));
+        s.grid.all().all_reduce_sum(std::span<double>(total));
+        for (std::size_t i = 0; i < stride; ++i) {
+            const auto factor = static_cast<double>(scale[i]);
+            total[i] *= squared ? factor * factor : factor;
+        }
+    };
+    gather(s.sums.target, out.target, false);
+    gather(s.sums.target_squared, out.target_squared, true);
+    gather(s.sums.error, out.error, false);
+    gather(s.sums.error_squared, out.error_squared, true);
+
+    // Shards lie side by side in every layer; summing into zeros puts them there.
+    const auto place = [&](const std::vector<Index>& own, std::vector<Index>& total) {
+        total.assign(static_cast<std::size_t>(s.shape.layers * s.shape.features), 0);
+        const Shard features = s.params.features();
+        for (Index layer = 0; layer < s.shape.layers; ++layer)
+            std::copy_n(own.begin() + layer * features.size(), features.size(),
+                        total.begin() + layer * s.shape.features + features.begin);
+        s.grid.feature().all_reduce_sum(std::span<Index>(total));
+    };
+    place(s.evaluated_active, out.active_tokens);
+    place(s.evaluated_fired, out.fired_tokens);
+    return out;
+}
+
+Span<Index> Step::silence() {
+    return impl_->silence.span();
+}
+
+std::vector<Index> Step::dead_features(Index window) {
+    Impl& s = *impl_;
+    std::vector<Index> silence(static_cast<std::size_t>(s.rows()));
+    s.backend.download(Span<const Index>(s.silence.span()), std::span<Index>(silence));
+    std::vector<Index> dead(static_cast<std::size_t>(s.shape.layers), 0);
+    for (std::size_t row = 0; row < silence.size(); ++row)
+        if (silence[row] > window) ++dead[row / static_cast<std::size_t>(s.local_features())];
+    s.grid.feature().all_reduce_sum(std::span<Index>(dead));
+    return dead;
+}
+
+std::vector<std::pair<std::string, double>> Step::take_stage_seconds() {
+    return std::exchange(impl_->stage_seconds, {});
+}
+
+}  // namespace clt
