@@ -3,6 +3,7 @@
 #pragma once
 
 #include "clt/comm/communicator.hpp"
+#include "clt/comm/config.hpp"
 
 namespace clt {
 
@@ -12,6 +13,9 @@ class ProcessGrid {
     /// (UserError that names the [grid] keys otherwise: no rank is ever left idle). Collective over
     /// world.
     ProcessGrid(const Communicator& world, int data, int feature);
+
+    /// The grid of a [grid] table; feature = 0 takes the ranks that data leaves.
+    ProcessGrid(const Communicator& world, const GridConfig& config);
 
     int data_parts() const { return data_.size(); }
     int feature_parts() const { return feature_.size(); }

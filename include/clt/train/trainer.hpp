@@ -1,0 +1,42 @@
+// `clt train`: a run folder in, a trained transcoder out. The run folder (job.output) holds
+//   job.resolved.toml    every setting with its value
+//   metrics.jsonl        one object a logged step (train/metrics.hpp)
+//   checkpoints/step_N.h5
+//   results.json         when the run is complete
+// The step itself is model/step.hpp; this page is about order, files and stopping.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "clt/backend/backend.hpp"
+#include "clt/comm/communicator.hpp"
+#include "clt/train/config.hpp"
+
+namespace clt {
+
+/// Exit code of a run that was told to stop (SIGUSR1, SIGTERM) and has written a checkpoint: the
+/// job script requeues on it, and the requeued run goes on with --resume.
+inline constexpr int exit_interrupted = 85;
+
+struct TrainOptions {
+    std::string resolved_job;  // TOML, equal on every rank
+    bool resume = false;
+    /// Names the settings ("table.key") in which two resolved jobs differ, execution settings
+    /// apart. The trainer cannot read TOML, app/ can.
+    std::function<std::vector<std::string>(const std::string& stored, const std::string& now)>
+        differences;
+};
+
+/// Trains until schedule.steps are done (returns 0) or a signal stops the run (exit_interrupted).
+/// resume: continues from the newest whole checkpoint of job.output, written on any grid, cutting
+/// metrics.jsonl back to it; starts anew when there is none, so a requeued job may always pass it.
+/// On the same grid the losses that follow are bit for bit those of a run never interrupted.
+/// Collective over `world`. Throws UserError when the folder already holds a run and resume is
+/// false, when the settings differ from the run's, when memory or the grid do not fit, or when the
+/// loss was not finite for 20 steps in a row.
+int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
+          const Communicator& world);
+
+}  // namespace clt

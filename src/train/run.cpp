@@ -1,0 +1,277 @@
+#include "train/run.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "clt/base/log.hpp"
+#include "clt/base/stopwatch.hpp"
+#include "clt/base/version.hpp"
+#include "clt/io/file.hpp"
+#include "clt/train/metrics.hpp"
+#include "train/optimizer.hpp"
+#include "train/run_state.hpp"
+#include "train/schedule.hpp"
+#include "train/signals.hpp"
+
+namespace clt {
+namespace {
+
+// So many steps in a row without a finite loss are a diverged run, not a bad batch.
+constexpr Index most_skipped_steps = 20;
+
+bool due(Index step, Index interval) {
+    return interval > 0 && step % interval == 0;
+}
+
+class Run {
+  public:
+    Run(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
+        RunSources sources, Backend& backend, const ProcessGrid& grid);
+    int execute();
+
+  private:
+    StepResult advance();
+    void watch_for_divergence(const StepResult& result);
+    std::optional<Evaluation> evaluate();
+    TrainingRecord describe(const StepResult& result);
+    void publish(const TrainingRecord& record);
+    void save(const std::optional<Evaluation>& evaluation);
+    void write_results(const std::optional<Evaluation>& evaluation);
+    bool leads() const { return all_.rank() == 0; }
+    double seconds() const { return state_.seconds + leg_.seconds(); }
+
+    const TrainJob& job_;
+    const TrainOptions& options_;
+    const RunFolder& folder_;
+    RunSources sources_;
+    Backend& backend_;
+    const ProcessGrid& grid_;
+    const Communicator& all_;
+    Shape shape_;
+    Params params_;
+    Step step_;
+    std::unique_ptr<JsonLines> metrics_;  // rank 0
+
+    RunState state_;
+    HostBatch batch_;  // of the last step
+    Stopwatch leg_;    // since this process began; state_.seconds holds the legs before
+    Index leg_steps_ = 0;
+    double leg_step_s_ = 0;
+
+    // Since the last record.
+    Index interval_steps_ = 0;
+    double interval_s_ = 0;
+    double interval_wait_s_ = 0;
+    Index retries_before_ = 0;
+};
+
+Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
+         RunSources sources, Backend& backend, const ProcessGrid& grid)
+    : job_(job),
+      options_(options),
+      folder_(folder),
+      sources_(std::move(sources)),
+      backend_(backend),
+      grid_(grid),
+      all_(grid.all()),
+      shape_{sources_.training->layers(), sources_.training->d_model(), job.model.features},
+      params_(backend, shape_, grid.feature_shard(job.model.features), job.model,
+              static_cast<std::uint64_t>(job.job.seed)),
+      step_(backend, grid, params_, job.model, job.loss, sources_.training->error_scale(),
+            job.data.batch_tokens) {
+    if (folder.resume_from) {
+        sources_.training->quiesce();
+        const CheckpointState saved = read_checkpoint(folder.resume_from->path, backend, grid,
+                                                      params_, step_.silence(), /*moments=*/true);
+        state_ = parse_run_state(saved.extra, folder.resume_from->path);
+        state_.step = saved.step;
+        sources_.training->seek(saved.cursor);
+        log_info("resuming at step {} from {}", state_.step, folder.resume_from->path);
+    }
+    all_.together([&] {
+        if (leads())
+            metrics_ = std::make_unique<JsonLines>(folder.metrics_file(), state_.metrics_bytes);
+    });
+    log_info(
+        "training {} parameters (L {}, d {}, F {}, {}) on {} rank{}: {} data x {} feature, {} "
+        "tokens a step, {} backend",
+        shape_.parameters(), shape_.layers, shape_.d_model, shape_.features, job.model.activation,
+        all_.size(), all_.size() == 1 ? "" : "s", grid.data_parts(), grid.feature_parts(),
+        job.data.batch_tokens, backend.name());
+}
+
+int Run::execute() {
+    const InterruptFlag interrupt;
+    std::optional<Evaluation> evaluation;
+    const Index steps = job_.schedule.steps;
+    while (state_.step < steps) {
+        const StepResult result = advance();
+        watch_for_divergence(result);
+        const bool last = state_.step == steps;
+        const bool checkpoint = last || due(state_.step, job_.checkpoint.interval);
+        const bool judge = last || due(state_.step, job_.evaluation.interval) ||
+                           (checkpoint && job_.checkpoint.keep_best);
+        evaluation.reset();
+        if (judge || state_.step == 1 || !result.finite || due(state_.step, job_.log.interval)) {
+            TrainingRecord record = describe(result);
+            if (judge) record.evaluation = evaluation = evaluate();
+            publish(record);
+        }
+
+        const bool stop = all_.all_reduce_max(interrupt.raised() ? 1 : 0) != 0 && !last;
+        if (checkpoint || stop) save(checkpoint ? evaluation : std::nullopt);
+        if (stop) {
+            log_info("stopped by a signal after step {}; --resume goes on from here", state_.step);
+            return exit_interrupted;
+        }
+    }
+    if (!evaluation) evaluation = evaluate();  // a resume of a complete run
+    write_results(evaluation);
+    return 0;
+}
+
+// The next batch through the step.
+StepResult Run::advance() {
+    const Stopwatch watch;
+    batch_ = sources_.training->next();
+    const StepResult result =
+        step_.train(batch_, step_scalars(job_.optimizer, job_.schedule, job_.loss, state_.step));
+    const double step_s = watch.seconds();
+    ++state_.step;
+    state_.tokens += batch_.tokens;
+    state_.train_s += step_s;
+    ++leg_steps_;
+    leg_step_s_ += step_s;
+    ++interval_steps_;
+    interval_s_ += step_s;
+    interval_wait_s_ += batch_.wait_s;
+    return result;
+}
+
+void Run::watch_for_divergence(const StepResult& result) {
+    if (result.finite) {
+        state_.skipped_in_a_row = 0;
+        return;
+    }
+    ++state_.skipped_in_a_row;
+    log_warning("step {}: the loss is not finite, nothing was updated", state_.step);
+    if (state_.skipped_in_a_row >= most_skipped_steps)
+        user_error(
+            "the loss was not finite in {} steps in a row (the last is step {}): expected a "
+            "converging run; lower [optimizer] learning_rate or check the data with clt inspect "
+            "--verify",
+            state_.skipped_in_a_row, state_.step);
+}
+
+// Nothing when there are no held-out tokens.
+std::optional<Evaluation> Run::evaluate() {
+    sources_.training->quiesce();
+    const std::unique_ptr<BatchSource> source = sources_.open_evaluation();
+    if (source == nullptr) return std::nullopt;
+    const Evaluation evaluation = evaluate_pass(step_, *source, shape_);
+    step_.take_stage_seconds();  // they are not the training step's
+    return evaluation;
+}
+
+// Closes the interval since the last record.
+TrainingRecord Run::describe(const StepResult& result) {
+    TrainingRecord record;
+    record.step = state_.step;
+    record.tokens = state_.tokens;
+    record.result = result;
+    record.learning_rate =
+        learning_rate(job_.schedule, job_.optimizer.learning_rate, state_.step - 1);
+    record.sparsity_weight = sparsity_weight(job_.loss, job_.schedule.steps, state_.step - 1);
+    record.nmse = batch_nmse(
+        result.squared_error,
+        batch_target_variance(batch_, sources_.training->error_scale(), shape_.layers, all_),
+        batch_.tokens, shape_.d_model);
+    record.dead_features = step_.dead_features(job_.log.dead_window);
+    record.interval_steps = interval_steps_;
+    record.interval_s = interval_s_;
+    record.tokens_per_s =
+        static_cast<double>(interval_steps_ * job_.data.batch_tokens) / interval_s_;
+    record.wait_for_data_s = all_.all_reduce_max(interval_wait_s_);
+    record.selection_retries = result.selection_retries - retries_before_;
+    record.stages_s = step_.take_stage_seconds();
+    for (auto& [name, stage_s] : record.stages_s) stage_s /= static_cast<double>(interval_steps_);
+    retries_before_ = result.selection_retries;
+    interval_steps_ = 0;
+    interval_s_ = interval_wait_s_ = 0;
+    return record;
+}
+
+void Run::publish(const TrainingRecord& record) {
+    all_.together([&] {
+        if (!leads()) return;
+        metrics_->write(to_json(record));
+        state_.metrics_bytes = metrics_->bytes();
+    });
+    const double left_s = leg_step_s_ / static_cast<double>(leg_steps_) *
+                          static_cast<double>(job_.schedule.steps - state_.step);
+    log_live(live_line(record, job_.schedule.steps, left_s));
+}
+
+// evaluation: of this very step, when the checkpoint is to compete for the best.
+void Run::save(const std::optional<Evaluation>& evaluation) {
+    sources_.training->quiesce();
+    if (evaluation && job_.checkpoint.keep_best && evaluation->finite() &&
+        (state_.best_step == 0 || evaluation->nmse < state_.best_nmse)) {
+        state_.best_step = state_.step;
+        state_.best_nmse = evaluation->nmse;
+    }
+    RunState saved = state_;
+    saved.seconds = seconds();
+    saved.normalization = job_.data.normalization;
+    CheckpointState checkpoint;
+    checkpoint.step = state_.step;
+    checkpoint.cursor = sources_.training->cursor();
+    checkpoint.job = options_.resolved_job;
+    // Rank 0 speaks: clocks differ between ranks, and file attributes are written by all alike.
+    checkpoint.extra = all_.broadcast(to_json(saved));
+    write_checkpoint(folder_.checkpoints, backend_, grid_, params_, step_.silence(), job_.model,
+                     checkpoint);
+    all_.together([&] {
+        if (leads())
+            prune_checkpoints(
+                folder_.checkpoints, job_.checkpoint.keep,
+                state_.best_step == 0 ? "" : fmt::format("step_{}.h5", state_.best_step));
+    });
+}
+
+void Run::write_results(const std::optional<Evaluation>& evaluation) {
+    all_.together([&] {
+        if (!leads()) return;
+        nlohmann::ordered_json results;
+        results["kind"] = "train";
+        results["steps"] = state_.step;
+        results["tokens"] = state_.tokens;
+        results["parameters"] = shape_.parameters();
+        results["train_tokens_per_s"] =
+            state_.train_s > 0 ? static_cast<double>(state_.tokens) / state_.train_s : 0.0;
+        results["seconds"] = seconds();
+        results["ranks"] = all_.size();
+        results["grid"] = {{"data", grid_.data_parts()}, {"feature", grid_.feature_parts()}};
+        results["backend"] = backend_.name();
+        results["revision"] = revision();
+        results["checkpoint"] = fmt::format("checkpoints/step_{}.h5", state_.step);
+        if (state_.best_step > 0)
+            results["best_checkpoint"] = fmt::format("checkpoints/step_{}.h5", state_.best_step);
+        results["evaluation"] = evaluation ? nlohmann::ordered_json::parse(to_json(*evaluation))
+                                           : nlohmann::ordered_json();
+        write_file(folder_.results_file(), results.dump(2) + "\n");
+    });
+    if (evaluation) log_info("held-out tokens: {}\n{}", evaluation->tokens, table_of(*evaluation));
+    log_info("trained {} steps in {}; results in {}", state_.step, format_duration(seconds()),
+             folder_.results_file());
+}
+
+}  // namespace
+
+int run_training(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
+                 RunSources sources, Backend& backend, const ProcessGrid& grid) {
+    Run run(job, options, folder, std::move(sources), backend, grid);
+    return run.execute();
+}
+
+}  // namespace clt

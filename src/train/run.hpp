@@ -1,0 +1,24 @@
+// The training loop on given sources; trainer.cpp opens the real ones.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "clt/comm/process_grid.hpp"
+#include "clt/data/batch_source.hpp"
+#include "clt/train/trainer.hpp"
+#include "train/run_folder.hpp"
+
+namespace clt {
+
+struct RunSources {
+    std::unique_ptr<BatchSource> training;
+    /// Opens a pass over the held-out tokens; null when nothing is held out. Collective.
+    std::function<std::unique_ptr<BatchSource>()> open_evaluation;
+};
+
+/// Everything of train() but the folder and the sources. Collective over grid.all().
+int run_training(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
+                 RunSources sources, Backend& backend, const ProcessGrid& grid);
+
+}  // namespace clt

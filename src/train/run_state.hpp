@@ -1,0 +1,26 @@
+// The trainer's own state, kept in a checkpoint's `extra` as JSON.
+#pragma once
+
+#include <string>
+
+#include "clt/base/types.hpp"
+
+namespace clt {
+
+struct RunState {
+    Index step = 0;           // steps done; in the checkpoint itself, not in the JSON
+    Index tokens = 0;         // trained on
+    double train_s = 0;       // in steps, waiting included
+    double seconds = 0;       // of earlier legs, evaluations and checkpoints included
+    Index metrics_bytes = 0;  // length of metrics.jsonl: a resumed run cuts it here
+    Index skipped_in_a_row = 0;
+    Index best_step = 0;  // checkpoint with the lowest held-out NMSE; 0: none yet
+    double best_nmse = 0;
+    std::string normalization;  // of the data: an evaluation has to use the same
+};
+
+std::string to_json(const RunState& state);
+/// Throws UserError naming the checkpoint.
+RunState parse_run_state(const std::string& json, const std::string& checkpoint);
+
+}  // namespace clt
