@@ -1,8 +1,9 @@
 // Parallel HDF5 behind move-only handles: files of 2D arrays, read and written by hyperslab of
 // rows. A file opened with a communicator is collective: every call on it and its datasets is made
-// by all ranks, also with an empty range. Element types are never converted by HDF5 (it would
-// silently leave collective I/O): read the native type, convert with to_float. The library is not
-// thread-safe: one thread at a time uses HDF5 (BatchSource::quiesce).
+// by all ranks, also with an empty range; ranks agree on failure inside, so all of them throw or
+// none does. The communicator must outlive the file and its datasets. Element types are never
+// converted by HDF5 (it would silently leave collective I/O): read the native type, convert with
+// to_float. The library is not thread-safe: one thread at a time uses HDF5 (BatchSource::quiesce).
 #pragma once
 
 #include <optional>
@@ -22,13 +23,14 @@ class H5Handle {
   public:
     using Close = int (*)(std::int64_t);
     H5Handle() = default;
-    H5Handle(std::int64_t id, Close close) : id_(id), close_(close) {}
+    H5Handle(std::int64_t id, Close function) : id_(id), close_(function) {}
     H5Handle(H5Handle&& other) noexcept;
     H5Handle& operator=(H5Handle&& other) noexcept;
     ~H5Handle();
     std::int64_t id() const { return id_; }
-    /// Closes now and throws LibraryError when that fails (a full disk may show only here).
-    void close();
+    /// Closes now; throws UserError for a full disk (which may show only here), else LibraryError.
+    /// name: what the message calls it.
+    void close(const std::string& name = "an HDF5 object");
 
   private:
     std::int64_t id_ = -1;
@@ -43,20 +45,26 @@ class H5Dataset {
     Index cols() const { return cols_; }
 
     /// Rows [range.begin, range.end), all columns, native type, packed. Collective when the file
-    /// is. Throws LibraryError; UserError when the file ends early.
+    /// is. Throws UserError naming file and dataset when the content cannot be read (a corrupt
+    /// compressed chunk).
     void read(Shard range, void* out) const;
+    /// Throws UserError when the disk is full, else LibraryError. A file that failed a write can
+    /// only be closed and removed.
     void write(Shard range, const void* in);
-    /// True when the last read or write on this rank really was collective.
+    /// True when the last read or write on this rank really was collective; always true where the
+    /// communicator has one rank, which needs no MPI-IO.
     bool last_was_collective() const { return collective_; }
 
   private:
     friend class H5File;
+    void transfer(bool writes, Shard range, void* data) const;
+
     H5Handle handle_;
     std::string name_;  // file and dataset, for messages
     H5Type type_ = H5Type::float32;
     Index rows_ = 0;
     Index cols_ = 0;
-    bool parallel_ = false;
+    const Communicator* communicator_ = nullptr;
     mutable bool collective_ = false;
 };
 
@@ -81,13 +89,14 @@ class H5File {
     /// A UTF-8 string attribute of the root group. Collective.
     void write_text(const std::string& name, const std::string& text);
     std::optional<std::string> read_text(const std::string& name) const;
-    /// Flushes and closes; throws LibraryError when that fails. Collective.
+    /// Flushes and closes, also what is still open in it. Throws UserError when the disk is full,
+    /// else LibraryError. Collective.
     void close();
 
   private:
     H5Handle handle_;
     std::string path_;
-    bool parallel_ = false;
+    const Communicator* communicator_ = nullptr;
 };
 
 }  // namespace clt

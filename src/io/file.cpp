@@ -1,0 +1,98 @@
+#include "clt/io/file.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include "clt/base/error.hpp"
+#include "io/descriptor.hpp"
+
+namespace clt {
+
+std::string read_file(const std::string& path) {
+    const Descriptor file(path, O_RDONLY, "read");
+    std::string bytes(static_cast<std::size_t>(file.size()), '\0');
+    file.read_at(0, bytes.data(), static_cast<Index>(bytes.size()));
+    return bytes;
+}
+
+void write_file(const std::string& path, const std::string& bytes) {
+    const std::string temporary = path + ".tmp";
+    try {
+        Descriptor file(temporary, O_WRONLY | O_CREAT | O_TRUNC, "written");
+        file.write_all(bytes.data(), static_cast<Index>(bytes.size()));
+        file.close();
+        publish_file(temporary, path);
+    } catch (...) {
+        ::unlink(temporary.c_str());
+        throw;
+    }
+}
+
+void publish_file(const std::string& from, const std::string& to) {
+    {
+        const Descriptor file(from, O_RDONLY, "written");
+        file.sync();
+    }
+    if (std::rename(from.c_str(), to.c_str()) != 0) file_error(to, "written");
+    sync_folder_of(to);
+}
+
+void make_writable_folder(const std::string& path) {
+    std::error_code code;
+    std::filesystem::create_directories(path, code);
+    if (code) user_error("{}: the folder cannot be made: {}", path, code.message());
+    // access(2) is wrong for root, on read-only mounts and under quotas: only writing proves it.
+    std::string probe = (std::filesystem::path(path) / ".clt-probe-XXXXXX").string();
+    const int descriptor = ::mkstemp(probe.data());
+    if (descriptor < 0) file_error(path, "written into");
+    const bool written = ::write(descriptor, "x", 1) == 1;
+    const int why = errno;
+    ::close(descriptor);
+    ::unlink(probe.c_str());
+    if (!written) {
+        errno = why;
+        file_error(path, "written into");
+    }
+}
+
+JsonLines::JsonLines(const std::string& path, std::optional<Index> keep_bytes) : path_(path) {
+    descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    if (descriptor_ < 0) file_error(path_, "written");
+    const off_t length = ::lseek(descriptor_, 0, SEEK_END);
+    // A file shorter than the checkpoint remembers lost its tail with the machine: what is there
+    // stays.
+    bytes_ = std::min(static_cast<Index>(length), keep_bytes.value_or(0));
+    if (length < 0 || ::ftruncate(descriptor_, bytes_) != 0) {
+        const int why = errno;
+        ::close(descriptor_);
+        errno = why;
+        file_error(path_, "written");
+    }
+}
+
+JsonLines::~JsonLines() {
+    ::close(descriptor_);
+}
+
+void JsonLines::write(const std::string& object) {
+    const std::string line = object + '\n';
+    ssize_t put = -1;
+    do put = ::write(descriptor_, line.data(), line.size());
+    while (put < 0 && errno == EINTR);
+    if (put != static_cast<ssize_t>(line.size())) {
+        // A full disk takes a part of the line: take it back, so that every line is whole.
+        const int why = put < 0 ? errno : ENOSPC;
+        if (put > 0 && ::ftruncate(descriptor_, bytes_) != 0) errno = why;
+        errno = why;
+        file_error(path_, "written");
+    }
+    bytes_ += put;
+}
+
+}  // namespace clt

@@ -1,0 +1,183 @@
+// Parallel HDF5: what is written by any ranks is read by any others, bit for bit, collectively.
+#include "clt/io/hdf5.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <numeric>
+
+#include "clt/base/error.hpp"
+#include "clt/io/file.hpp"
+#include "support/scratch.hpp"
+
+namespace clt {
+namespace {
+
+using test::message_of;
+using test::Scratch;
+
+struct Layout {
+    Index rows, cols, chunk_rows;
+    int gzip;
+};
+const std::vector<Layout> layouts = {{0, 3, 0, 0},    {1, 1, 0, 0},  {7, 0, 0, 0},
+                                     {37, 5, 0, 0},   {37, 5, 8, 0}, {37, 5, 8, 4},
+                                     {64, 33, 64, 0}, {0, 4, 16, 0}, {1000, 129, 100, 1}};
+const std::vector<H5Type> all_types = {H5Type::float32, H5Type::float64, H5Type::float16,
+                                       H5Type::uint8,   H5Type::uint16,  H5Type::int32,
+                                       H5Type::int64,   H5Type::uint32,  H5Type::uint64};
+
+// Bytes of rows [range) of an array whose byte i is a mix of i and `salt`: any bit pattern must
+// survive, NaN payloads too.
+std::vector<std::uint8_t> pattern(Shard range, Index row_bytes, int salt) {
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(range.size() * row_bytes));
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+        const auto at = static_cast<std::uint64_t>(range.begin * row_bytes) + i;
+        bytes[i] =
+            static_cast<std::uint8_t>((at * 0x9E3779B97F4A7C15U + std::uint64_t(salt)) >> 56);
+    }
+    return bytes;
+}
+
+// Uneven shares in rank order; the last rank of several has none.
+Shard uneven(Index rows, int rank, int size) {
+    if (size == 1) return {0, rows};
+    const int writers = size - 1;
+    if (rank == writers) return {rows, rows};
+    const auto cut = [&](int r) { return rows * r * (r + 1) / (writers * (writers + 1)); };
+    return {cut(rank), cut(rank + 1)};
+}
+
+TEST(Hdf5, RoundTripsEveryTypeAndLayoutWithUnevenAndEmptyRanges) {
+    const Communicator world = Communicator::world();
+    const Scratch scratch(world);
+    const std::string path = scratch / "file.h5";
+    const auto name_of = [](std::size_t l, std::size_t t) {
+        return fmt::format("layout_{}/type_{}/data", l, t);
+    };
+    {
+        H5File file = H5File::create(path, &world);
+        for (std::size_t l = 0; l < layouts.size(); ++l)
+            for (std::size_t t = 0; t < all_types.size(); ++t) {
+                const Layout& layout = layouts[l];
+                H5Dataset data = file.create_dataset(name_of(l, t), all_types[t], layout.rows,
+                                                     layout.cols, layout.chunk_rows, layout.gzip);
+                const Shard own = uneven(layout.rows, world.rank(), world.size());
+                data.write(own, pattern(own, data.cols() * size_of(data.type()), int(t)).data());
+                if (layout.rows > 0) {
+                    EXPECT_TRUE(data.last_was_collective()) << l;
+                }
+            }
+        file.close();
+    }
+    for (const Communicator* readers : {&world, static_cast<const Communicator*>(nullptr)}) {
+        const H5File file = H5File::open(path, readers);
+        EXPECT_EQ(file.children(), [] {
+            std::vector<std::string> names;
+            for (std::size_t l = 0; l < layouts.size(); ++l)
+                names.push_back(fmt::format("layout_{}", l));
+            return names;
+        }());
+        EXPECT_TRUE(file.has("layout_0/type_0/data"));
+        EXPECT_FALSE(file.has("layout_0/none/data"));
+        for (std::size_t l = 0; l < layouts.size(); ++l)
+            for (std::size_t t = 0; t < all_types.size(); ++t) {
+                const H5Dataset data = file.dataset(name_of(l, t));
+                ASSERT_EQ(data.type(), all_types[t]);
+                ASSERT_EQ(data.rows(), layouts[l].rows);
+                ASSERT_EQ(data.cols(), std::max<Index>(1, layouts[l].cols));
+                // The other way round than written: rank 0 of several reads nothing.
+                const Shard own =
+                    uneven(data.rows(), world.size() - 1 - world.rank(), world.size());
+                const Index row_bytes = data.cols() * size_of(data.type());
+                std::vector<std::uint8_t> got(static_cast<std::size_t>(own.size() * row_bytes));
+                data.read(own, got.data());
+                EXPECT_EQ(got, pattern(own, row_bytes, int(t))) << l << " " << t;
+                if (readers != nullptr && data.rows() > 0) {
+                    EXPECT_TRUE(data.last_was_collective()) << l;
+                }
+            }
+    }
+}
+
+TEST(Hdf5, TextAttributesOfAnyLength) {
+    const Communicator world = Communicator::world();
+    const Scratch scratch(world);
+    const std::string path = scratch / "file.h5";
+    const std::string large(1'000'000, 'x');
+    H5File file = H5File::create(path, &world);
+    file.write_text("empty", "");
+    file.write_text("utf8", "θ ≥ 0");
+    file.write_text("large", "first");
+    file.write_text("large", large);
+    file.close();
+    const H5File again = H5File::open(path, &world);
+    EXPECT_EQ(again.read_text("empty"), "");
+    EXPECT_EQ(again.read_text("utf8"), "θ ≥ 0");
+    EXPECT_EQ(again.read_text("large"), large);
+    EXPECT_EQ(again.read_text("none"), std::nullopt);
+}
+
+TEST(Hdf5, FilesHaveSuperblockVersion3) {
+    const Communicator world = Communicator::world();
+    const Scratch scratch(world);
+    const std::string path = scratch / "file.h5";
+    H5File::create(path, &world).close();
+    EXPECT_EQ(read_file(path)[8], 3);  // after the signature of 8 bytes
+}
+
+// Truncated anywhere: refused at open, by all ranks, with the file's name.
+TEST(Hdf5, RefusesAFileCutAnywhere) {
+    const Communicator world = Communicator::world();
+    const Scratch scratch(world);
+    const std::string path = scratch / "whole.h5";
+    const std::string cut = scratch / "cut.h5";
+    {
+        H5File file = H5File::create(path, &world);
+        H5Dataset data = file.create_dataset("layer_0/inputs", H5Type::float32, 100, 8, 10);
+        const Shard own = shard_of(100, world.rank(), world.size());
+        data.write(own, pattern(own, 32, 0).data());
+        file.close();
+    }
+    const std::string whole = world.rank() == 0 ? read_file(path) : std::string();
+    const Index length = world.broadcast(static_cast<Index>(whole.size()));
+    for (const Index keep : {Index{0}, Index{4}, Index{8}, Index{20}, Index{48}, length / 2,
+                             length - 100, length - 1}) {
+        if (world.rank() == 0) write_file(cut, whole.substr(0, static_cast<std::size_t>(keep)));
+        world.barrier();
+        EXPECT_NE(message_of<UserError>([&] { H5File::open(cut, &world); }).find(cut),
+                  std::string::npos)
+            << keep;
+        EXPECT_NE(message_of<UserError>([&] { H5File::open(cut); }).find(cut), std::string::npos);
+        world.barrier();
+    }
+}
+
+TEST(Hdf5, NamesWhatIsMissingOrOfAnotherKind) {
+    const Communicator world = Communicator::world();
+    const Scratch scratch(world);
+    const std::string text = scratch / "text.h5";
+    if (world.rank() == 0) write_file(text, std::string(5000, 'a'));
+    world.barrier();
+    EXPECT_EQ(message_of<UserError>([&] { H5File::open(scratch / "none.h5", &world); }),
+              scratch / "none.h5: cannot be read: No such file or directory");
+    EXPECT_EQ(message_of<UserError>([&] { H5File::open(scratch.path(), &world); }),
+              scratch.path() + ": cannot be read: Is a directory");
+    EXPECT_EQ(message_of<UserError>([&] { H5File::open(text, &world); }),
+              text + ": not an HDF5 file (5000 bytes), or cut at its very start");
+    EXPECT_EQ(message_of<UserError>([&] { H5File::create(scratch / "no/file.h5", &world); }),
+              scratch / "no/file.h5: cannot be created: No such file or directory");
+    const std::string path = scratch / "file.h5";
+    H5File file = H5File::create(path, &world);
+    file.create_dataset("group/data", H5Type::int32, 0, 0);
+    EXPECT_EQ(message_of<UserError>([&] { file.dataset("group/other"); }),
+              path + ":/group/other: there is no such dataset");
+    EXPECT_EQ(message_of<UserError>([&] { file.children("other"); }),
+              path + ":/other: there is no such group");
+    EXPECT_NE(message_of<UserError>([&] { file.dataset("group"); }).find(path + ":/group: "),
+              std::string::npos);
+}
+
+}  // namespace
+}  // namespace clt

@@ -1,0 +1,188 @@
+// Small files and safetensors: whole or not at all, and a sentence for everything that is wrong.
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+
+#include "clt/base/error.hpp"
+#include "clt/io/file.hpp"
+#include "clt/io/safetensors.hpp"
+#include "support/scratch.hpp"
+
+namespace clt {
+namespace {
+
+using test::message_of;
+using test::Scratch;
+
+// Files may not grow beyond `bytes` while this lives: a full disk that needs no mount.
+class FileSizeLimit {
+  public:
+    explicit FileSizeLimit(rlim_t bytes) {
+        ::getrlimit(RLIMIT_FSIZE, &before_);
+        const rlimit limit{bytes, before_.rlim_max};
+        ::setrlimit(RLIMIT_FSIZE, &limit);
+        handler_ = ::signal(SIGXFSZ, SIG_IGN);
+    }
+    FileSizeLimit(const FileSizeLimit&) = delete;
+    FileSizeLimit& operator=(const FileSizeLimit&) = delete;
+    ~FileSizeLimit() {
+        ::setrlimit(RLIMIT_FSIZE, &before_);
+        ::signal(SIGXFSZ, handler_);
+    }
+
+  private:
+    rlimit before_{};
+    void (*handler_)(int) = nullptr;
+};
+
+TEST(File, WritesWholeAndReadsBack) {
+    const Scratch scratch;
+    const std::string path = scratch / "a";
+    for (const std::string& bytes :
+         {std::string(), std::string("a\0b", 3), std::string(3 << 20, 'x')}) {
+        write_file(path, bytes);
+        EXPECT_EQ(read_file(path), bytes);
+    }
+    EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
+}
+
+TEST(File, AFullDiskLeavesTheOldContentAndNothingElse) {
+    const Scratch scratch;
+    const std::string path = scratch / "a";
+    write_file(path, "old");
+    {
+        const FileSizeLimit limit(1000);
+        EXPECT_EQ(message_of<UserError>([&] { write_file(path, std::string(2000, 'x')); }),
+                  path + ".tmp: cannot be written: File too large");
+    }
+    EXPECT_EQ(read_file(path), "old");
+    EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
+}
+
+TEST(File, NamesWhatCannotBeReadOrWritten) {
+    const Scratch scratch;
+    EXPECT_EQ(message_of<UserError>([&] { read_file(scratch / "no"); }),
+              scratch / "no: cannot be read: No such file or directory");
+    EXPECT_EQ(message_of<UserError>([&] { read_file(scratch.path()); }),
+              scratch.path() + ": cannot be read: Is a directory");
+    write_file(scratch / "a", "");
+    EXPECT_EQ(message_of<UserError>([&] { write_file(scratch / "a/b", "x"); }),
+              scratch / "a/b.tmp: cannot be written: Not a directory");
+    EXPECT_EQ(message_of<UserError>([&] { make_writable_folder(scratch / "a/b"); }),
+              scratch / "a/b: the folder cannot be made: Not a directory");
+    make_writable_folder(scratch / "c/d");
+    make_writable_folder(scratch / "c/d");
+    EXPECT_TRUE(std::filesystem::is_empty(scratch / "c/d"));
+}
+
+TEST(JsonLines, AppendsWholeLinesAndCutsWhatCameAfterACheckpoint) {
+    const Scratch scratch;
+    const std::string path = scratch / "metrics.jsonl";
+    Index kept = 0;
+    {
+        JsonLines lines(path);
+        lines.write("{\"step\":1}");
+        kept = lines.bytes();
+        lines.write("{\"step\":2}");
+    }
+    {
+        JsonLines lines(path, kept);
+        EXPECT_EQ(lines.bytes(), kept);
+        lines.write("{\"step\":3}");
+    }
+    EXPECT_EQ(read_file(path), "{\"step\":1}\n{\"step\":3}\n");
+    JsonLines(path, 1'000'000);  // the file is shorter than remembered: all of it stays
+    EXPECT_EQ(read_file(path), "{\"step\":1}\n{\"step\":3}\n");
+    JsonLines(path).write("{}");
+    EXPECT_EQ(read_file(path), "{}\n");
+}
+
+TEST(JsonLines, AFullDiskTakesBackThePartOfALine) {
+    const Scratch scratch;
+    const std::string path = scratch / "metrics.jsonl";
+    JsonLines lines(path);
+    const FileSizeLimit limit(10);
+    lines.write("1234567");
+    message_of<UserError>([&] { lines.write("1234567"); });
+    EXPECT_EQ(read_file(path), "1234567\n");
+}
+
+std::string safetensors(const std::string& header, const std::string& data) {
+    const std::uint64_t length = header.size();
+    std::string bytes(8, '\0');
+    std::memcpy(bytes.data(), &length, 8);
+    return bytes + header + data;
+}
+
+TEST(Safetensors, ReadsFloatsOfAllThreeTypes) {
+    const Scratch scratch;
+    const std::string path = scratch / "m.safetensors";
+    const float f32[2] = {1.5F, -2.0F};
+    const std::uint16_t f16[2] = {float_to_float16(0.25F), float_to_float16(-3.0F)};
+    const std::uint16_t bf16[2] = {float_to_bfloat16(8.0F), float_to_bfloat16(-1.0F)};
+    std::string data(16, '\0');
+    std::memcpy(data.data(), f32, 8);
+    std::memcpy(data.data() + 8, f16, 4);
+    std::memcpy(data.data() + 12, bf16, 4);
+    write_file(path, safetensors(R"({"__metadata__":{"format":"pt"},)"
+                                 R"("c":{"dtype":"BF16","shape":[1,2],"data_offsets":[12,16]},)"
+                                 R"("a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
+                                 R"("e":{"dtype":"F32","shape":[0,7],"data_offsets":[8,8]},)"
+                                 R"("b":{"dtype":"F16","shape":[2,1],"data_offsets":[8,12]}})",
+                                 data));
+    const SafetensorsFile file(path);
+    EXPECT_EQ(file.entries().size(), 4U);
+    EXPECT_EQ(file.entries().at("c").shape, (std::vector<Index>{1, 2}));
+    EXPECT_EQ(file.metadata().at("format"), "pt");
+    EXPECT_EQ(file.read("a"), (std::vector<float>{1.5F, -2.0F}));
+    EXPECT_EQ(file.read("b"), (std::vector<float>{0.25F, -3.0F}));
+    EXPECT_EQ(file.read("c"), (std::vector<float>{8.0F, -1.0F}));
+    EXPECT_TRUE(file.read("e").empty());
+    EXPECT_EQ(message_of<UserError>([&] { file.read("d"); }), path + ": has no tensor \"d\"");
+}
+
+TEST(Safetensors, RefusesWhateverDoesNotAddUp) {
+    const Scratch scratch;
+    const std::string path = scratch / "m.safetensors";
+    const auto refused = [&](const std::string& bytes) {
+        write_file(path, bytes);
+        const std::string message = message_of<UserError>([&] { SafetensorsFile unused(path); });
+        EXPECT_EQ(message.find(path), 0U) << message;
+        return message;
+    };
+    const auto one = [&](const std::string& entry, const std::string& data) {
+        return refused(safetensors("{\"a\":" + entry + "}", data));
+    };
+    const auto says = [](const std::string& message, const std::string& part) {
+        EXPECT_NE(message.find(part), std::string::npos) << message;
+    };
+    says(refused("1234"), "too few");
+    says(refused(std::string(100, '\xff')), "not a safetensors file");
+    says(refused(safetensors(std::string(50, ' '), "").substr(0, 30)), "it is cut");
+    says(refused(safetensors("[1]", "")), "no JSON");
+    says(one(R"({"dtype":"F32","shape":[2]})", "12345678"), "expected dtype, shape");
+    says(one(R"({"dtype":"F32","shape":[3],"data_offsets":[0,8]})", "12345678"), "does not take");
+    says(one(R"({"dtype":"F32","shape":[-2],"data_offsets":[0,8]})", "12345678"), "does not take");
+    says(one(R"({"dtype":"F32","shape":[2],"data_offsets":[8,0]})", "12345678"), "ascending");
+    says(one(R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})", "123456"), "it is cut");
+    says(one(R"({"dtype":"F32","shape":[1],"data_offsets":[4,8]})", "12345678"), "hole");
+    says(one(R"({"dtype":"F32","shape":[1],"data_offsets":[0,4]})", "12345678"),
+         "but the file has");
+    says(one(R"({"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]})", "12345678"),
+         "does not take");
+    says(refused(safetensors(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},)"
+                             R"("b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})",
+                             "123456")),
+         "overlap");
+    write_file(
+        path, safetensors(R"({"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", "12345678"));
+    EXPECT_EQ(message_of<UserError>([&] { SafetensorsFile(path).read("a"); }),
+              path + ": tensor \"a\" is I64, expected F32, F16 or BF16");
+}
+
+}  // namespace
+}  // namespace clt
