@@ -1,4 +1,4 @@
-#include "train/optimizer.hpp"
+#include "clt/train/optimizer.hpp"
 
 #include <cmath>
 

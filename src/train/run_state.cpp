@@ -1,4 +1,4 @@
-#include "train/run_state.hpp"
+#include "clt/train/run_state.hpp"
 
 #include <nlohmann/json.hpp>
 

@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "clt/train/metrics.hpp"
-#include "train/optimizer.hpp"
-#include "train/run_state.hpp"
+#include "clt/train/optimizer.hpp"
+#include "clt/train/run_state.hpp"
 #include "train/schedule.hpp"
 #include "train/signals.hpp"
 

@@ -24,6 +24,7 @@ struct CheckpointInfo {
     Index step = 0;
     Shape shape;
     std::string activation;
+    ModelConfig model;  // as write_checkpoint got it: an evaluation has no other source
     std::string revision;
     CheckpointState state;
 };

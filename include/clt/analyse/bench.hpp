@@ -1,0 +1,46 @@
+// `clt bench step`: the training step on a synthetic batch, timed by stage, next to its floor: one
+// encoder product at the machine's matrix rate plus the bytes that the gathers and the optimiser
+// must move at its memory bandwidth, both rates measured here, on the same ranks.
+#pragma once
+
+#include <string>
+
+#include "clt/backend/backend.hpp"
+#include "clt/base/fields.hpp"
+#include "clt/comm/config.hpp"
+
+namespace clt {
+
+struct BenchOptions {
+    Index layers = 6;
+    Index d_model = 512;
+    Index features = 4096;
+    double k = 64;
+    Index batch = 1024;
+    Index steps = 5;
+    Index warmup = 2;
+    std::string activation = "batchtopk";
+    GridConfig grid;
+
+    template <class V>
+    void fields(V& v) {
+        v("layers", layers, rule::positive(), "Layers of the model (L)");
+        v("d_model", d_model, rule::positive(), "Width of a layer's activations (d)");
+        v("features", features, rule::positive(), "Features a layer (F)");
+        v("k", k, rule::positive(), "batchtopk and topk: active features a token over all layers");
+        v("batch", batch, rule::positive(), "Tokens of a step over all replicas (B)");
+        v("steps", steps, rule::positive(), "Timed steps");
+        v("warmup", warmup, rule::at_least(0), "Steps before the clock starts");
+        v("activation", activation, rule::one_of({"batchtopk", "topk", "jumprelu", "relu"}),
+          "Activation function");
+    }
+};
+
+/// One JSON object, on every rank: step_s (median; a step takes as long as its slowest rank),
+/// tokens_per_s, floor_s, floor (seconds by part), ratio_to_floor, stages (median seconds by
+/// stage), peak_rss_bytes (sum over ranks) and peak_rss_bytes_max, parameters, ranks, threads
+/// (of a rank), and the measured rates. Collective over `world`. Throws UserError when memory or
+/// the grid do not fit.
+std::string bench_step(const BenchOptions& options, Backend& backend, const Communicator& world);
+
+}  // namespace clt

@@ -1,0 +1,141 @@
+#include "clt/analyse/bench.hpp"
+
+#include <omp.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "analyse/floor.hpp"
+#include "analyse/synthetic.hpp"
+#include "clt/base/log.hpp"
+#include "clt/base/stopwatch.hpp"
+#include "clt/base/version.hpp"
+#include "clt/model/step.hpp"
+#include "clt/train/optimizer.hpp"
+
+namespace clt {
+namespace {
+
+// Batches take turns, so that no step sees the selection's exact threshold of the last one.
+constexpr Index batches = 3;
+
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
+Index peak_rss_bytes() {
+    struct rusage usage {};
+    getrusage(RUSAGE_SELF, &usage);
+    return static_cast<Index>(usage.ru_maxrss) * 1024;  // Linux counts in KiB
+}
+
+struct Timings {
+    std::vector<double> step_s;
+    std::vector<std::string> stage_names;
+    std::vector<std::vector<double>> stages_s;  // by stage, then step
+    StepResult last;
+
+    void add(double seconds, const std::vector<std::pair<std::string, double>>& stages) {
+        step_s.push_back(seconds);
+        for (const auto& [name, stage_s] : stages) {
+            const auto known = std::find(stage_names.begin(), stage_names.end(), name);
+            const auto at = static_cast<std::size_t>(known - stage_names.begin());
+            if (known == stage_names.end()) {
+                stage_names.push_back(name);
+                stages_s.emplace_back();
+            }
+            stages_s[at].push_back(stage_s);
+        }
+    }
+};
+
+Timings time_steps(const BenchOptions& options, const ModelConfig& model, Backend& backend,
+                   const ProcessGrid& grid) {
+    const Shape shape{options.layers, options.d_model, options.features};
+    Params params(backend, shape, grid.feature_shard(shape.features), model, /*seed=*/1);
+    const std::vector<float> error_scale(static_cast<std::size_t>(shape.layers * shape.d_model),
+                                         1.0F);
+    const LossConfig loss;
+    Step step(backend, grid, params, model, loss, error_scale, options.batch);
+    std::vector<SyntheticBatch> data;
+    for (Index i = 0; i < batches; ++i)
+        data.emplace_back(i, options.batch, shape.layers, shape.d_model, grid);
+
+    ScheduleConfig schedule;
+    schedule.steps = options.warmup + options.steps;
+    schedule.kind = "constant";
+    Timings timings;
+    for (Index i = 0; i < schedule.steps; ++i) {
+        const HostBatch batch = data[static_cast<std::size_t>(i % batches)].batch();
+        const StepScalars scalars = step_scalars(OptimizerConfig(), schedule, loss, i);
+        grid.all().barrier();
+        const Stopwatch watch;
+        timings.last = step.train(batch, scalars);
+        const double seconds = grid.all().all_reduce_max(watch.seconds());
+        const auto stages = step.take_stage_seconds();
+        if (i >= options.warmup) timings.add(seconds, stages);
+    }
+    return timings;
+}
+
+}  // namespace
+
+std::string bench_step(const BenchOptions& options, Backend& backend, const Communicator& world) {
+    const ProcessGrid grid(world, options.grid);
+    const Shape shape{options.layers, options.d_model, options.features};
+    ModelConfig model;
+    model.features = options.features;
+    model.activation = options.activation;
+    model.k = options.k;
+
+    const MachineRates rates = measure_rates(backend, grid.replica_tokens(options.batch).size(),
+                                             options.d_model, grid.all());
+    const Timings timings = time_steps(options, model, backend, grid);
+    const StepFloor floor = step_floor(shape, options.batch, timings.last.l0, grid, rates);
+    const double step_s = median(timings.step_s);
+
+    nlohmann::ordered_json json;
+    json["step_s"] = step_s;
+    json["step_s_min"] = *std::min_element(timings.step_s.begin(), timings.step_s.end());
+    json["tokens_per_s"] = static_cast<double>(options.batch) / step_s;
+    json["floor_s"] = floor.total_s();
+    json["ratio_to_floor"] = step_s / floor.total_s();
+    json["floor"] = {{"encode", floor.encode_s},
+                     {"decode", floor.decode_s},
+                     {"rows", floor.rows_s},
+                     {"batch", floor.batch_s}};
+    json["stages"] = nlohmann::ordered_json::object();
+    for (std::size_t i = 0; i < timings.stage_names.size(); ++i)
+        json["stages"][timings.stage_names[i]] = median(timings.stages_s[i]);
+    const Index peak = peak_rss_bytes();
+    const Index peak_sum = world.all_reduce_sum(peak);
+    json["peak_rss_bytes"] = peak_sum;
+    json["peak_rss_bytes_max"] = world.all_reduce_max(peak);
+    json["parameters"] = shape.parameters();
+    json["bytes_per_parameter"] =
+        static_cast<double>(peak_sum) / static_cast<double>(shape.parameters());
+    json["ranks"] = world.size();
+    json["grid"] = {{"data", grid.data_parts()}, {"feature", grid.feature_parts()}};
+    json["threads"] = omp_get_max_threads();
+    json["flop_per_s"] = rates.flop_per_s;
+    json["bytes_per_s"] = rates.bytes_per_s;
+    json["layers"] = options.layers;
+    json["d_model"] = options.d_model;
+    json["features"] = options.features;
+    json["k"] = options.k;
+    json["batch"] = options.batch;
+    json["steps"] = options.steps;
+    json["activation"] = options.activation;
+    json["l0"] = std::accumulate(timings.last.l0.begin(), timings.last.l0.end(), 0.0);
+    json["loss"] = timings.last.total;
+    json["selection_retries"] = timings.last.selection_retries;
+    json["backend"] = backend.name();
+    json["revision"] = revision();
+    return json.dump(2);
+}
+
+}  // namespace clt

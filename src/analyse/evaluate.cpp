@@ -1,0 +1,97 @@
+#include "clt/analyse/evaluate.hpp"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "clt/base/log.hpp"
+#include "clt/base/stopwatch.hpp"
+#include "clt/base/version.hpp"
+#include "clt/data/sources.hpp"
+#include "clt/io/file.hpp"
+#include "clt/train/checkpoint.hpp"
+#include "clt/train/run_state.hpp"
+
+namespace clt {
+namespace {
+
+CheckpointInfo find_checkpoint(const std::string& path, const Communicator& all) {
+    if (!all.broadcast(std::filesystem::is_directory(path))) return inspect_checkpoint(path, all);
+    std::optional<CheckpointInfo> newest = find_newest_checkpoint(path, all);
+    if (!newest) user_error("[evaluate] checkpoint = {}: no whole checkpoint in this folder", path);
+    return *std::move(newest);
+}
+
+// The transcoder only knows activations scaled as it was trained.
+void check_fit(const EvaluateJob& job, const CheckpointInfo& checkpoint,
+               const BatchSource& source) {
+    if (source.layers() != checkpoint.shape.layers || source.d_model() != checkpoint.shape.d_model)
+        user_error(
+            "[data] path = {} has {} layers of width {}, but the checkpoint {} was trained on {} "
+            "layers of width {}",
+            job.data.path, source.layers(), source.d_model(), checkpoint.path,
+            checkpoint.shape.layers, checkpoint.shape.d_model);
+    const RunState state = parse_run_state(checkpoint.state.extra, checkpoint.path);
+    if (state.normalization != job.data.normalization)
+        user_error(
+            "[data] normalization = \"{}\", but the checkpoint {} was trained with \"{}\": set it "
+            "to that",
+            job.data.normalization, checkpoint.path, state.normalization);
+}
+
+void write_results(const EvaluateJob& job, const CheckpointInfo& checkpoint,
+                   const Evaluation& evaluation, double seconds, const ProcessGrid& grid,
+                   const Backend& backend) {
+    nlohmann::ordered_json results = nlohmann::ordered_json::parse(to_json(evaluation));
+    results["kind"] = "evaluate";
+    results["checkpoint"] = checkpoint.path;
+    results["step"] = checkpoint.step;
+    results["data"] = job.data.evaluation_path.empty() || job.evaluate.rows == "all"
+                          ? job.data.path
+                          : job.data.evaluation_path;
+    results["rows"] = job.evaluate.rows;
+    results["parameters"] = checkpoint.shape.parameters();
+    results["seconds"] = seconds;
+    results["ranks"] = grid.all().size();
+    results["grid"] = {{"data", grid.data_parts()}, {"feature", grid.feature_parts()}};
+    results["backend"] = backend.name();
+    results["revision"] = revision();
+    write_file(job.job.output + "/results.json", results.dump(2) + "\n");
+}
+
+}  // namespace
+
+Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator& world) {
+    const Stopwatch watch;
+    const ProcessGrid grid(world, job.grid);
+    const Communicator& all = grid.all();
+    all.together([&] {
+        if (all.rank() == 0) make_writable_folder(job.job.output);
+    });
+    const CheckpointInfo checkpoint = find_checkpoint(job.evaluate.checkpoint, all);
+    const std::unique_ptr<BatchSource> source = make_evaluation_source(
+        job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all", grid);
+    if (source == nullptr)
+        user_error(
+            "[evaluate] rows = \"heldout\", but nothing is held out: set [data] holdout_fraction "
+            "as in training or evaluation_path, or rows = \"all\"");
+    check_fit(job, checkpoint, *source);
+
+    Params params(backend, checkpoint.shape, grid.feature_shard(checkpoint.shape.features),
+                  checkpoint.model, /*seed=*/0);
+    source->quiesce();
+    read_checkpoint(checkpoint.path, backend, grid, params, Span<Index>(), /*moments=*/false);
+    const LossConfig loss;
+    Step step(backend, grid, params, checkpoint.model, loss, source->error_scale(),
+              job.data.batch_tokens);
+    const Evaluation evaluation = evaluate_pass(step, *source, checkpoint.shape);
+
+    all.together([&] {
+        if (all.rank() != 0) return;
+        write_results(job, checkpoint, evaluation, watch.seconds(), grid, backend);
+        fmt::print("{} tokens, checkpoint {}\n{}", evaluation.tokens, checkpoint.path,
+                   table_of(evaluation));
+    });
+    return evaluation;
+}
+
+}  // namespace clt

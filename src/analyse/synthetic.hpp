@@ -1,0 +1,27 @@
+// Activations made up for a benchmark: tokens mix a few directions that all layers share, so that
+// features specialise and selection works as on real data; targets are a fixed linear map of the
+// inputs. Values depend on the token's number alone, not on the grid.
+#pragma once
+
+#include <vector>
+
+#include "clt/backend/host_batch.hpp"
+#include "clt/comm/process_grid.hpp"
+
+namespace clt {
+
+class SyntheticBatch {
+  public:
+    /// Batch number `number` of `tokens` tokens; this rank's slice of it.
+    SyntheticBatch(Index number, Index tokens, Index layers, Index d_model,
+                   const ProcessGrid& grid);
+    HostBatch batch() const;
+
+  private:
+    Index tokens_;
+    Shard slice_;
+    std::vector<float> inputs_;   // [slice, L, d]
+    std::vector<float> targets_;  // [slice, L, d]
+};
+
+}  // namespace clt
