@@ -117,7 +117,8 @@ class Backend {
                                        const Cut& cut, int shift, int bits, Span<Index> counts) = 0;
     /// From the top: the digit in which the remaining-th largest key lies is written into
     /// cut.score, and remaining falls by what lies above it. A group with fewer entries than
-    /// remaining gets digit 0. positions: smallest first, into cut.position.
+    /// remaining gets digit 0. positions: smallest first, into cut.position (too few: the largest
+    /// digit), so that such a group keeps everything.
     virtual void choose_digit(Span<const Index> counts, int shift, int bits, bool positions,
                               Cut& cut) = 0;
     /// Drops the candidates beyond the cut: keeps key > score, and key == score with
@@ -129,6 +130,7 @@ class Backend {
     /// Candidates become the active set of `rows` rows (all its buffers are sized, gradient too)
     /// and `tokens` tokens; values by the rule:
     /// topk kinds and relu a = p; jumprelu a = p where p >= exp(log_threshold[row]), else 0.
+    /// Gradients start at 0, here and in merge().
     virtual void index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
                        Index tokens, const Candidates& candidates, ActiveSet& out) = 0;
     /// Active sets of the same rows and other tokens, side by side in token order, become one.

@@ -1,0 +1,114 @@
+// The CPU backend: OpenMP threads inside a rank, host memory, collectives straight through MPI. One
+// source file a kernel family; kernels are documented on the page they implement. Results do not
+// depend on the number of threads: threads own rows, columns or fixed blocks, never parts of a sum.
+#pragma once
+
+#include "clt/backend/backend.hpp"
+
+namespace clt {
+
+class CpuBackend final : public Backend {
+  public:
+    std::string name() const override;
+    MemoryResource& memory() override;
+    std::unique_ptr<Collectives> collectives(const Communicator& communicator) override;
+    void synchronize() override;
+    Index encode_tile(Index tokens, Index d_model) const override;
+
+    // ---- moving data
+    void upload_bytes(const void* host, void* device, std::size_t bytes) override;
+    void download_bytes(const void* device, void* host, std::size_t bytes) override;
+    void copy_bytes(const void* from, void* to, std::size_t bytes) override;
+    void zero_bytes(void* device, std::size_t bytes) override;
+
+    // ---- dense products (dense.cpp)
+    void gemm(bool transpose_a, bool transpose_b, float alpha, Matrix<const float> a,
+              Matrix<const float> b, float beta, Matrix<float> c) override;
+
+    // ---- encode and select (encode.cpp, select.cpp)
+    void encode(Matrix<const float> x, Matrix<const float> weight, Span<const float> bias,
+                Matrix<float> pre) override;
+    void tile_sums(Matrix<const float> pre, Span<double> sums) override;
+    double negative_sum(Matrix<const float> pre) override;
+    void collect(const CollectRule& rule, Matrix<const float> pre, Index first_row,
+                 Span<const double> sums, Index sum_tokens, Span<const float> bound,
+                 Span<const float> log_threshold, Candidates& out) override;
+    void count_digits(const Candidates& candidates, const Cut& cut, int shift, int bits,
+                      Span<Index> counts) override;
+    void count_position_digits(const Candidates& candidates, const PositionMap& map, const Cut& cut,
+                               int shift, int bits, Span<Index> counts) override;
+    void choose_digit(Span<const Index> counts, int shift, int bits, bool positions,
+                      Cut& cut) override;
+    void keep(const PositionMap& map, const Cut& cut, Candidates& candidates) override;
+    void raise_bound(const Cut& cut, Span<float> bound) override;
+
+    // ---- active sets (index.cpp)
+    void index(const CollectRule& rule, Span<const float> log_threshold, Index rows, Index tokens,
+               const Candidates& candidates, ActiveSet& out) override;
+    void merge(Span<const Index> row_starts, std::span<const Index> token_starts,
+               Span<const std::int32_t> token, Span<const float> pre, Span<const float> value,
+               Index rows, Index tokens, ActiveSet& out) override;
+
+    // ---- decode and residual (decode.cpp, residual.cpp)
+    void decode(const ActiveSet& active, std::span<const Matrix<const float>> decoder,
+                Matrix<float> out) override;
+    void residual(Matrix<float> partial, Matrix<const float> target, Span<const float> bias,
+                  Span<const float> scale, Index batch_tokens, Index layers, Matrix<float> gradient,
+                  std::span<double> squared_error) override;
+    void accumulate(Matrix<const float> error, Matrix<const float> target,
+                    ColumnSums& sums) override;
+    void column_sums(Matrix<const float> m, Span<float> out) override;
+
+    // ---- backward (rows.cpp, activation.cpp)
+    void row_norms(Matrix<const float> m, Span<float> norms) override;
+    double sparsity_penalty(float weight, float c, Span<const float> norms, ActiveSet& active,
+                            Span<float> coefficient) override;
+    double decoder_rows(ActiveSet& active, Index layer, Index features,
+                        Matrix<const float> gradient, Span<const float> coefficient,
+                        bool activations, const AdamStep* adam, ParamRows rows) override;
+    void activation_gradient(const CollectRule& rule, Span<const float> log_threshold,
+                             float bandwidth, ActiveSet& active, Span<float> bias_gradient,
+                             Span<float> threshold_gradient) override;
+    double encoder_rows(const ActiveSet& active, Index layer, Index features, Matrix<const float> x,
+                        const AdamStep* adam, ParamRows rows) override;
+
+    // ---- dense activations (dense_activation.cpp)
+    void activate(const CollectRule& rule, Span<const float> log_threshold, Matrix<const float> pre,
+                  Matrix<float> value, Span<Index> active, Span<Index> fired) override;
+    Index count_kept(const CollectRule& rule, Span<const float> log_threshold,
+                     Matrix<const float> pre) override;
+    double sparsity_penalty_dense(float weight, float c, Span<const float> norms,
+                                  Matrix<const float> value, Matrix<float> gradient,
+                                  Span<float> coefficient) override;
+    void activation_gradient_dense(const CollectRule& rule, Span<const float> log_threshold,
+                                   float bandwidth, Matrix<const float> pre, Matrix<float> gradient,
+                                   Span<float> bias_gradient,
+                                   Span<float> threshold_gradient) override;
+    void preactivation_gradient(float weight, Matrix<const float> pre, Matrix<float> gradient,
+                                Span<float> bias_gradient) override;
+    void scatter_gradient(const ActiveSet& active, Index first_row,
+                          Matrix<float> gradient) override;
+    void add_scaled_rows(Span<const float> coefficient, Matrix<const float> value,
+                         Matrix<float> g) override;
+    double squared_norm(Matrix<const float> m) override;
+    void adam(const AdamStep& step, Matrix<const float> g, ParamRows params) override;
+
+    // ---- counters (counters.cpp)
+    void count(const ActiveSet& active, Span<Index> active_tokens,
+               Span<Index> fired_tokens) override;
+    void age(Span<const Index> fired_tokens, Span<Index> silence) override;
+
+  private:
+    /// Scratch memory of one call; a later call may reuse it.
+    float* float_scratch(Index n);
+    double* double_scratch(Index n);
+    Index* index_scratch(Index n);
+
+    HostMemory memory_;  // outlives the buffers below
+    Buffer<float> float_scratch_;
+    Buffer<double> double_scratch_;
+    Buffer<Index> index_scratch_;
+    Candidates kept_;  // keep() writes here, then swaps
+};
+
+}  // namespace clt
