@@ -1,0 +1,188 @@
+// Dense products, the encoder's tiles, and loops over whole matrices.
+#include "backend/backend_test.hpp"
+#include "clt/backend/elementwise.hpp"
+
+namespace clt::test {
+namespace {
+
+class Dense : public BackendTest {};
+CLT_ON_EVERY_BACKEND(Dense);
+
+float at(const std::vector<float>& m, Index cols, Index i, Index j) {
+    return m[static_cast<std::size_t>(i * cols + j)];
+}
+
+TEST_P(Dense, GemmInAllOrientations) {
+    for (const auto& [m, n, k] : {std::array<Index, 3>{1, 1, 1},
+                                  {31, 33, 32},
+                                  {65, 17, 129},
+                                  {5, 7, 0},
+                                  {0, 3, 4},
+                                  {3, 0, 4}}) {
+        for (const bool ta : {false, true})
+            for (const bool tb : {false, true})
+                for (const float beta : {0.0F, 1.0F, -0.5F}) {
+                    const auto a = normal(m * k, 1);
+                    const auto b = normal(k * n, 2);
+                    const auto c = normal(m * n, 3);
+                    Array<float> da(backend_, a);
+                    Array<float> db(backend_, b);
+                    Array<float> dc(backend_, c);
+                    backend_.gemm(ta, tb, 1.5F, ta ? da.matrix(k, m) : da.matrix(m, k),
+                                  tb ? db.matrix(n, k) : db.matrix(k, n), beta, dc.matrix(m, n));
+                    const auto got = dc.host();
+                    for (Index i = 0; i < m; ++i)
+                        for (Index j = 0; j < n; ++j) {
+                            Sum sum;
+                            for (Index l = 0; l < k; ++l)
+                                sum.add(1.5 * double{ta ? at(a, m, l, i) : at(a, k, i, l)} *
+                                        double{tb ? at(b, k, j, l) : at(b, n, l, j)});
+                            sum.add(double{beta} * double{at(c, n, i, j)});
+                            expect_close(got[static_cast<std::size_t>(i * n + j)], sum, "gemm");
+                        }
+                }
+    }
+}
+
+TEST_P(Dense, GemmOverwritesWhateverWasThereWhenBetaIsZero) {
+    Array<float> a(backend_, {2});
+    Array<float> c(backend_, {nan});
+    backend_.gemm(false, false, 1, a.matrix(1, 1), a.matrix(1, 1), 0, c.matrix(1, 1));
+    EXPECT_EQ(c.host()[0], 4);
+}
+
+TEST_P(Dense, EncodeReadsALayerOfStridedInputs) {
+    for (const auto& [tile, tokens, d] :
+         {std::array<Index, 3>{1, 1, 1}, {33, 31, 17}, {0, 4, 3}, {3, 0, 4}, {64, 100, 48}}) {
+        const Index layers = 3;
+        const auto x = normal(tokens * layers * d, 1);
+        const auto w = normal(tile * d, 2);
+        const auto bias = normal(tile, 3);
+        Array<float> dx(backend_, x);
+        Array<float> dw(backend_, w);
+        Array<float> db(backend_, bias);
+        Array<float> pre(backend_, tile * tokens, nan);
+        const Index offset = tokens == 0 ? 0 : d;  // layer 1
+        backend_.encode(Matrix<const float>(dx.span().subspan(offset, dx.span().size() - offset),
+                                            tokens, d, layers * d),
+                        dw.matrix(tile, d), db.span(), pre.matrix(tile, tokens));
+        const auto got = pre.host();
+        for (Index t = 0; t < tile; ++t)
+            for (Index b = 0; b < tokens; ++b) {
+                Sum sum;
+                for (Index j = 0; j < d; ++j)
+                    sum.add(double{at(w, d, t, j)} * double{at(x, layers * d, b, d + j)});
+                sum.add(double{bias[static_cast<std::size_t>(t)]});
+                expect_close(got[static_cast<std::size_t>(t * tokens + b)], sum, "encode");
+            }
+    }
+}
+
+TEST_P(Dense, SumsOfRowsAndColumns) {
+    for (const auto& [rows, cols] :
+         {std::pair<Index, Index>{1, 1}, {31, 33}, {33, 130}, {0, 5}, {5, 0}}) {
+        const auto m = normal(rows * cols, 1);
+        Array<float> dm(backend_, m);
+        Array<double> sums(backend_, 2 * rows, -1.0);
+        Array<float> columns(backend_, cols, nan);
+        Array<float> norms(backend_, rows, nan);
+        backend_.tile_sums(dm.matrix(rows, cols), sums.span());
+        backend_.column_sums(dm.matrix(rows, cols), columns.span());
+        backend_.row_norms(dm.matrix(rows, cols), norms.span());
+        Sum negative;
+        Sum squared;
+        for (Index i = 0; i < rows; ++i) {
+            Sum sum;
+            Sum row_squared;
+            for (Index j = 0; j < cols; ++j) {
+                const double value = at(m, cols, i, j);
+                sum.add(value);
+                row_squared.add(value * value);
+                squared.add(value * value);
+                negative.add(std::max(0.0, -value));
+            }
+            expect_close(sums.host()[static_cast<std::size_t>(2 * i)], sum, "sum");
+            expect_close(sums.host()[static_cast<std::size_t>(2 * i + 1)], row_squared, "squares");
+            Sum norm;
+            norm.add(std::sqrt(row_squared.value));
+            expect_close(norms.host()[static_cast<std::size_t>(i)], norm, "norm");
+        }
+        for (Index j = 0; j < cols; ++j) {
+            Sum sum;
+            for (Index i = 0; i < rows; ++i) sum.add(at(m, cols, i, j));
+            expect_close(columns.host()[static_cast<std::size_t>(j)], sum, "column");
+        }
+        expect_close(backend_.negative_sum(dm.matrix(rows, cols)), negative, "negative_sum");
+        expect_close(backend_.squared_norm(dm.matrix(rows, cols)), squared, "squared_norm");
+    }
+}
+
+TEST_P(Dense, NegativeSumIsReferenceCaseC7AndShowsANan) {
+    Array<float> pre(backend_, {-1, -1.5, 3, 0.5, 0, 0.5, -2, 1.5});
+    EXPECT_EQ(backend_.negative_sum(pre.matrix(4, 2)), 4.5);
+    Array<float> with_nan(backend_, {-1, nan});
+    EXPECT_TRUE(std::isnan(backend_.negative_sum(with_nan.matrix(1, 2))));
+}
+
+TEST_P(Dense, AddScaledRows) {
+    const auto value = normal(5 * 33, 1);
+    Array<float> coefficient(backend_, {0, 1, -2, 0.5, 3});
+    Array<float> dv(backend_, value);
+    Array<float> g(backend_, 5 * 33, 1.0F);
+    backend_.add_scaled_rows(coefficient.span(), dv.matrix(5, 33), g.matrix(5, 33));
+    for (Index i = 0; i < 5 * 33; ++i) {
+        Sum sum;
+        sum.add(1);
+        sum.add(double{coefficient.host()[static_cast<std::size_t>(i / 33)]} *
+                double{value[static_cast<std::size_t>(i)]});
+        expect_close(g.host()[static_cast<std::size_t>(i)], sum, "add_scaled_rows");
+    }
+}
+
+TEST_P(Dense, AdamFollowsTheSameFormulaInDouble) {
+    const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 3.2F, 0.5F};
+    const auto g = normal(3 * 37, 1);
+    auto p = normal(3 * 37, 2);
+    auto m = normal(3 * 37, 3, 0.1F);
+    auto v = normal(3 * 37, 4, 0.1F);
+    for (float& value : v) value *= value;
+    p[0] = m[0] = v[0] = 0;
+    Array<float> dg(backend_, g);
+    Array<float> dp(backend_, p);
+    Array<float> dm(backend_, m);
+    Array<float> dv(backend_, v);
+    backend_.adam(step, dg.matrix(3, 37), {dp.matrix(3, 37), dm.matrix(3, 37), dv.matrix(3, 37)});
+    for (std::size_t i = 0; i < g.size(); ++i) {
+        const double gi = 0.5 * double{g[i]};
+        Sum mi;
+        mi.add(double{step.beta1} * double{m[i]});
+        mi.add((1 - double{step.beta1}) * gi);
+        const double vi = double{step.beta2} * double{v[i]} + (1 - double{step.beta2}) * gi * gi;
+        Sum pi;
+        pi.add(double{p[i]});
+        pi.add(-double{step.decay} * double{p[i]});
+        const double root = std::sqrt(vi) * double{step.inverse_root_correction2};
+        // m may cancel: its rounding is of its terms' size.
+        pi.add(-double{step.step_size} * mi.value / (root + double{step.epsilon}));
+        pi.magnitude += double{step.step_size} * mi.magnitude / (root + double{step.epsilon});
+        // 1 - beta2 in float is off by eps / (1 - beta2) of itself.
+        expect_close(dm.host()[i], mi, "moment1");
+        expect_near(dv.host()[i], vi, 1e-5 * vi, "moment2");
+        expect_near(dp.host()[i], pi.value, 1e-5 * pi.magnitude, "parameter");
+    }
+}
+
+TEST_P(Dense, BytesMoveAndAgeResets) {
+    Array<Index> fired(backend_, {0, 3, 0});
+    Array<Index> silence(backend_, {4, 7, 0});
+    backend_.age(fired.span(), silence.span());
+    EXPECT_EQ(silence.host(), (std::vector<Index>{5, 0, 1}));
+    backend_.copy(Span<const Index>(fired.span()), silence.span());
+    EXPECT_EQ(silence.host(), (std::vector<Index>{0, 3, 0}));
+    backend_.zero(silence.span());
+    EXPECT_EQ(silence.host(), (std::vector<Index>{0, 0, 0}));
+    backend_.zero(Span<Index>());
+}
+
+}  // namespace
+}  // namespace clt::test

@@ -1,0 +1,244 @@
+// Gradients of decoder and encoder rows, fused with Adam.
+#include <omp.h>
+
+#include "backend/backend_test.hpp"
+
+namespace clt::test {
+namespace {
+
+struct Case {
+    Index layers, layer, features, d, tokens;
+    double density;
+};
+
+const std::vector<Case> cases{
+    {1, 0, 1, 1, 1, 1.0},    {2, 1, 3, 33, 31, 0.5},  {3, 1, 7, 31, 33, 0.3},
+    {2, 0, 5, 128, 32, 0.2}, {2, 0, 9, 253, 17, 0.2}, {4, 3, 6, 16, 5, 1.0},
+    {3, 2, 4, 64, 40, 0.0},  {2, 1, 0, 48, 9, 0.5},   {2, 1, 40, 70, 200, 0.05},
+    {3, 0, 4, 32, 0, 0.5},   {1, 0, 3, 112, 64, 0.9}};
+
+std::string name_of(const Case& c) {
+    return "L " + std::to_string(c.layers) + " layer " + std::to_string(c.layer) + " F " +
+           std::to_string(c.features) + " d " + std::to_string(c.d) + " B " +
+           std::to_string(c.tokens);
+}
+
+struct Rows {
+    Rows(Backend& backend, Index rows_, Index cols_)
+        : rows(rows_),
+          cols(cols_),
+          value(backend, normal(rows * cols, 21)),
+          moment1(backend, normal(rows * cols, 22, 0.01F)),
+          moment2(backend, [&] {
+              auto v = normal(rows * cols, 23, 0.1F);
+              for (float& x : v) x *= x;
+              return v;
+          }()) {}
+    ParamRows view() {
+        return {value.matrix(rows, cols), moment1.matrix(rows, cols), moment2.matrix(rows, cols)};
+    }
+    Index rows, cols;
+    Array<float> value, moment1, moment2;
+};
+
+// What one row's kernel must give, by loops: gradients, dot products, then the update.
+struct Expected {
+    std::vector<Sum> gradient;  // [features, width]
+    std::vector<Sum> dot;       // by entry of the layer
+    Sum squares;
+
+    // source[token, column] with rows `stride` long; the layer's columns start at `first`.
+    Expected(const Case& c, const std::vector<Entry>& entries, const std::vector<float>& source,
+             Index stride, Index first, Index width, const std::vector<float>& weight,
+             const std::vector<float>& coefficient)
+        : gradient(static_cast<std::size_t>(c.features * width)) {
+        for (Index f = 0; f < c.features && !coefficient.empty(); ++f)
+            for (Index j = 0; j < width; ++j) {
+                const auto i = static_cast<std::size_t>(f * width + j);
+                gradient[i].add(double{coefficient[static_cast<std::size_t>(f)]} *
+                                double{weight[i]});
+            }
+        for (const Entry& e : entries) {
+            if (c.features == 0 || e.row / c.features != c.layer) continue;
+            dot.emplace_back();
+            for (Index j = 0; j < width; ++j) {
+                const auto i = static_cast<std::size_t>(e.row % c.features * width + j);
+                const double x = source[static_cast<std::size_t>(e.token * stride + first + j)];
+                gradient[i].add(double{e.value} * x);
+                dot.back().add(x * double{weight[i]});
+            }
+        }
+        for (const Sum& g : gradient) {
+            squares.add(g.value * g.value);
+            squares.magnitude += g.magnitude * g.magnitude;
+        }
+    }
+
+    // Adam in float on the exact gradient; the kernel's gradient differs by its own tolerance.
+    void expect_update(const AdamStep& step, std::vector<float> p, std::vector<float> m,
+                       std::vector<float> v, Rows& got, const std::string& what) const {
+        const auto got_p = got.value.host();
+        const auto got_m = got.moment1.host();
+        const auto got_v = got.moment2.host();
+        for (std::size_t i = 0; i < gradient.size(); ++i) {
+            const double off = tolerance(gradient[i]);
+            const double g_size = std::abs(gradient[i].value) + off;
+            const double m_off = off + 1e-6 * (std::abs(double{m[i]}) + g_size);
+            const double v_off = 2 * g_size * off + 1e-5 * (double{v[i]} + g_size * g_size);
+            adam_update(step, static_cast<float>(gradient[i].value), p[i], m[i], v[i]);
+            expect_near(got_m[i], m[i], m_off, what + " moment1");
+            expect_near(got_v[i], v[i], v_off, what + " moment2");
+            const double root = std::sqrt(double{v[i]});
+            expect_near(got_p[i], p[i],
+                        1e-6 * std::abs(double{p[i]}) +
+                            double{step.step_size} *
+                                (m_off / (root + 1e-12) +
+                                 std::abs(double{m[i]}) * v_off / (root * double{v[i]} + 1e-30)),
+                        what + " parameter");
+        }
+    }
+};
+
+class RowKernels : public BackendTest {};
+CLT_ON_EVERY_BACKEND(RowKernels);
+
+const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 1.0F, 0.5F};
+
+TEST_P(RowKernels, DecoderRowsAgreeWithLoops) {
+    for (const Case& c : cases)
+        for (const bool penalised : {false, true}) {
+            const auto entries = random_entries(c.layers * c.features, c.tokens, c.density, 31);
+            const Index cols = c.layers * c.d;
+            const Index width = (c.layers - c.layer) * c.d;
+            const auto g = normal(c.tokens * cols, 32);
+            const auto coefficient = penalised ? normal(c.features, 33) : std::vector<float>{};
+            Array<float> dg(backend_, g);
+            Array<float> dc(backend_, coefficient);
+            Rows rows(backend_, c.features, width);
+            const auto p = rows.value.host();
+            const auto m = rows.moment1.host();
+            const auto v = rows.moment2.host();
+            const Expected expected(c, entries, g, cols, c.layer * c.d, width, p, coefficient);
+
+            // First pass: the norm and the activations' gradients; nothing moves.
+            ActiveSet set = active_set(backend_, c.layers * c.features, c.tokens, entries);
+            const std::vector<float> before(entries.size(), 0.25F);
+            write(backend_, before, set.gradient, Purpose::active_set);
+            const double squares =
+                backend_.decoder_rows(set, c.layer, c.features, dg.matrix(c.tokens, cols),
+                                      dc.span(), true, nullptr, rows.view());
+            expect_close(squares, expected.squares, name_of(c) + " squares");
+            EXPECT_EQ(rows.value.host(), p);
+            EXPECT_EQ(rows.moment1.host(), m);
+            const auto dots = read(backend_, set.gradient, set.entries);
+            std::size_t in_layer = 0;
+            for (std::size_t i = 0; i < entries.size(); ++i) {
+                if (entries[i].row / c.features != c.layer) {
+                    EXPECT_EQ(dots[i], 0.25F);  // other layers' entries are not touched
+                    continue;
+                }
+                Sum dot = expected.dot[in_layer++];
+                dot.add(0.25);
+                expect_close(dots[i], dot, name_of(c) + " activation gradient");
+            }
+            // Second pass: the update alone.
+            EXPECT_EQ(backend_.decoder_rows(set, c.layer, c.features, dg.matrix(c.tokens, cols),
+                                            dc.span(), false, &step, rows.view()),
+                      0);
+            EXPECT_EQ(read(backend_, set.gradient, set.entries), dots);
+            expected.expect_update(step, p, m, v, rows, name_of(c));
+
+            // Both in one pass give the same bits.
+            ActiveSet again = active_set(backend_, c.layers * c.features, c.tokens, entries);
+            write(backend_, before, again.gradient, Purpose::active_set);
+            Rows fused(backend_, c.features, width);
+            backend_.decoder_rows(again, c.layer, c.features, dg.matrix(c.tokens, cols), dc.span(),
+                                  true, &step, fused.view());
+            EXPECT_EQ(read(backend_, again.gradient, again.entries), dots);
+            EXPECT_EQ(fused.value.host(), rows.value.host()) << name_of(c);
+        }
+}
+
+TEST_P(RowKernels, EncoderRowsAgreeWithLoops) {
+    for (const Case& c : cases) {
+        const auto entries = random_entries(c.layers * c.features, c.tokens, c.density, 41);
+        const Index stride = c.layers * c.d;
+        const auto x = normal(c.tokens * stride, 42);
+        Array<float> dx(backend_, x);
+        Rows rows(backend_, c.features, c.d);
+        const auto p = rows.value.host();
+        const auto m = rows.moment1.host();
+        const auto v = rows.moment2.host();
+        const Expected expected(c, entries, x, stride, c.layer * c.d, c.d, p, {});
+        // dL/dpre is read from `gradient`; `value` must not matter.
+        ActiveSet set = active_set(backend_, c.layers * c.features, c.tokens, entries);
+        std::swap(set.value, set.gradient);
+        const Index offset = c.tokens == 0 ? 0 : c.layer * c.d;
+        const Matrix<const float> inputs(dx.span().subspan(offset, dx.span().size() - offset),
+                                         c.tokens, c.d, stride);
+        expect_close(backend_.encoder_rows(set, c.layer, c.features, inputs, nullptr, rows.view()),
+                     expected.squares, name_of(c) + " squares");
+        EXPECT_EQ(rows.value.host(), p);
+        EXPECT_EQ(backend_.encoder_rows(set, c.layer, c.features, inputs, &step, rows.view()), 0);
+        expected.expect_update(step, p, m, v, rows, name_of(c));
+    }
+}
+
+TEST_P(RowKernels, AnInactiveRowStillMoves) {
+    // Adam with g = 0: the moments decay, the parameter follows its momentum and its weight decay.
+    ActiveSet set = active_set(backend_, 1, 2, {});
+    Array<float> g(backend_, 2 * 3, 1.0F);
+    Rows rows(backend_, 1, 3);
+    auto p = rows.value.host();
+    auto m = rows.moment1.host();
+    auto v = rows.moment2.host();
+    backend_.decoder_rows(set, 0, 1, g.matrix(2, 3), {}, true, &step, rows.view());
+    for (std::size_t i = 0; i < 3; ++i) {
+        adam_update(step, 0, p[i], m[i], v[i]);
+        expect_near(rows.value.host()[i], p[i], 1e-6 * std::abs(double{p[i]}), "parameter");
+        EXPECT_EQ(rows.moment1.host()[i], m[i]);
+    }
+}
+
+TEST(CpuBackend, ResultsDoNotDependOnTheNumberOfThreads) {
+    const auto backend = make_backend("cpu");
+    const int threads = omp_get_max_threads();
+    const Case c{3, 1, 37, 150, 64, 0.2};
+    const auto entries = random_entries(c.layers * c.features, c.tokens, c.density, 51);
+    const Index cols = c.layers * c.d;
+    const Index width = (c.layers - c.layer) * c.d;
+    Array<float> g(*backend, normal(c.tokens * cols, 52));
+    std::vector<std::vector<float>> results[4];
+    std::vector<double> sums;
+    for (const int n : {1, 2, 3, 7}) {
+        omp_set_num_threads(n);
+        ActiveSet set = active_set(*backend, c.layers * c.features, c.tokens, entries);
+        Rows rows(*backend, c.features, width);
+        sums.push_back(backend->decoder_rows(set, c.layer, c.features, g.matrix(c.tokens, cols), {},
+                                             true, nullptr, rows.view()));
+        backend->decoder_rows(set, c.layer, c.features, g.matrix(c.tokens, cols), {}, false, &step,
+                              rows.view());
+        results[0].push_back(read(*backend, set.gradient, set.entries));
+        results[1].push_back(rows.value.host());
+        Array<float> w0(*backend, normal(c.features * cols, 53));
+        Array<float> w1(*backend, normal(c.features * 2 * c.d, 54));
+        Array<float> w2(*backend, normal(c.features * c.d, 55));
+        const std::vector<Matrix<const float>> decoder{w0.matrix(c.features, cols),
+                                                       w1.matrix(c.features, 2 * c.d),
+                                                       w2.matrix(c.features, c.d)};
+        Array<float> out(*backend, c.tokens * cols, nan);
+        backend->decode(set, decoder, out.matrix(c.tokens, cols));
+        results[2].push_back(out.host());
+        sums.push_back(backend->squared_norm(out.matrix(c.tokens, cols)));
+        Array<float> columns(*backend, cols, nan);
+        backend->column_sums(out.matrix(c.tokens, cols), columns.span());
+        results[3].push_back(columns.host());
+    }
+    omp_set_num_threads(threads);
+    for (const auto& by_threads : results)
+        for (const auto& result : by_threads) EXPECT_EQ(result, by_threads[0]);
+    for (std::size_t i = 2; i < sums.size(); ++i) EXPECT_EQ(sums[i], sums[i % 2]);
+}
+
+}  // namespace
+}  // namespace clt::test
