@@ -39,26 +39,35 @@ class ActivationDataset {
     Index d_model() const { return d_model_; }
     Index tokens() const { return tokens_; }
     DType dtype() const { return dtype_; }
+    /// Numbers of the layer_<id> groups, ascending; they need not be 0..L-1.
+    const std::vector<Index>& layer_ids() const { return layer_ids_; }
     const std::vector<ChunkInfo>& chunks() const { return chunks_; }
     const std::string& metadata() const { return metadata_; }  // JSON text
-    /// By position of the layer in numeric order; empty when there is no norm_stats.json.
+    /// By position of the layer in numeric order; empty when norm_stats.json is missing or lacks a
+    /// layer.
     const std::vector<LayerStats>& stats() const { return stats_; }
 
     /// Rows [range) of a chunk, [range, L, 2, d] native elements: layer by layer inputs then
     /// targets. Every rank passes its own range. Collective. Throws UserError naming the chunk when
-    /// it is missing, truncated or of another shape or type than metadata says.
+    /// it is missing, truncated or of another shape or type than metadata says. Warns once when a
+    /// bfloat16 set has no negative value (reference-spec 1.2).
     void read(std::size_t chunk, Shard range, std::vector<std::byte>& out,
               const Communicator& communicator) const;
 
   private:
+    void warn_when_clipped(const ChunkInfo& chunk, bool sign_here, Index rows_here,
+                           const Communicator& communicator) const;
+
     std::string path_;
     std::string metadata_;
+    std::vector<Index> layer_ids_;
     Index layers_ = 0;
     Index d_model_ = 0;
     Index tokens_ = 0;
     DType dtype_ = DType::float32;
     std::vector<ChunkInfo> chunks_;
     std::vector<LayerStats> stats_;
+    mutable bool sign_seen_ = false;
 };
 
 }  // namespace clt

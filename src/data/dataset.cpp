@@ -1,0 +1,284 @@
+#include "clt/data/dataset.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "clt/base/error.hpp"
+#include "clt/base/log.hpp"
+#include "clt/io/file.hpp"
+#include "clt/io/hdf5.hpp"
+#include "data/manifest.hpp"
+
+namespace clt {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr std::string_view group_prefix = "layer_";
+constexpr const char* parts[] = {"inputs", "targets"};
+
+std::optional<Index> whole_number(std::string_view text) {
+    Index value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
+    return value;
+}
+
+json parse_object(const std::string& text, const std::string& path) {
+    json value = json::parse(text, nullptr, false);
+    if (!value.is_object()) user_error("{}: not a JSON object", path);
+    return value;
+}
+
+/// Numbers written as strings count too: the reference's readers take them.
+Index required_count(const json& metadata, const char* key, const std::string& path) {
+    const auto it = metadata.find(key);
+    std::optional<Index> value;
+    if (it != metadata.end() && it->is_number_integer())
+        value = it->get<Index>();
+    else if (it != metadata.end() && it->is_string())
+        value = whole_number(it->get<std::string>());
+    if (!value || *value < 0)
+        user_error("{}: {} = {}, expected a whole number", path, key,
+                   it == metadata.end() ? "missing" : it->dump());
+    return *value;
+}
+
+H5Type storage_of(DType dtype) {
+    switch (dtype) {
+        case DType::float32:
+            return H5Type::float32;
+        case DType::float16:
+            return H5Type::float16;
+        case DType::bfloat16:
+            return H5Type::uint16;  // the bits; HDF5 1.10 has no such float
+    }
+    check_failed("dtype", __FILE__, __LINE__, "no storage type");
+}
+
+const char* describe(H5Type type) {
+    switch (type) {
+        case H5Type::float32:
+            return "float32";
+        case H5Type::float16:
+            return "float16";
+        case H5Type::uint16:
+            return "uint16 (bfloat16 bits)";
+        default:
+            return "another type";
+    }
+}
+
+/// Ids of the groups layer_<id>, ascending: HDF5 lists layer_10 before layer_2.
+std::vector<Index> layer_ids_of(const H5File& file) {
+    std::vector<Index> ids;
+    for (const std::string& name : file.children())
+        if (name.starts_with(group_prefix))
+            if (const auto id = whole_number(std::string_view(name).substr(group_prefix.size())))
+                ids.push_back(*id);
+    std::sort(ids.begin(), ids.end());
+    return ids;
+}
+
+void check_layers(const std::vector<Index>& ids, Index layers, const std::string& path) {
+    if (static_cast<Index>(ids.size()) != layers)
+        user_error("{}: holds {} layer_<id> groups, metadata.json says num_layers = {}", path,
+                   ids.size(), layers);
+}
+
+std::vector<float> column(const json& section, const char* key, Index d_model,
+                          const std::string& where) {
+    const auto it = section.find(key);
+    if (it == section.end() || !it->is_array() || static_cast<Index>(it->size()) != d_model ||
+        !std::all_of(it->begin(), it->end(), [](const json& v) { return v.is_number(); }))
+        user_error("{}.{}: expected {} numbers (d_model)", where, key, d_model);
+    return it->get<std::vector<float>>();
+}
+
+/// Empty when a layer is missing: whoever needs statistics then says so.
+std::vector<LayerStats> parse_stats(const std::string& text, const std::vector<Index>& layer_ids,
+                                    Index d_model, const std::string& path) {
+    const json all = parse_object(text, path);
+    std::vector<LayerStats> stats;
+    for (const Index id : layer_ids) {
+        const auto layer = all.find(std::to_string(id));
+        if (layer == all.end()) return {};
+        LayerStats both;
+        for (const char* part : parts) {
+            const std::string where = fmt::format("{}: {}.{}", path, id, part);
+            if (!layer->is_object() || !layer->contains(part) || !(*layer)[part].is_object())
+                user_error("{}: missing", where);
+            const json& section = (*layer)[part];
+            ColumnStats& columns = part == parts[0] ? both.inputs : both.targets;
+            columns.mean = column(section, "mean", d_model, where);
+            columns.std = column(section, "std", d_model, where);
+        }
+        stats.push_back(std::move(both));
+    }
+    return stats;
+}
+
+struct SmallFiles {
+    std::string metadata;
+    std::string index;
+    std::string stats;  // empty: no such file
+};
+
+SmallFiles read_small_files(const std::string& path) {
+    if (!fs::is_directory(path))
+        user_error("{}: no such folder, expected an activation data set", path);
+    for (const char* name : {"metadata.json", "index.bin"})
+        if (!fs::exists(fs::path(path) / name))
+            user_error(
+                "{}: not an activation data set: {} is missing (was its generation finished?)",
+                path, name);
+    SmallFiles files;
+    files.metadata = read_file(path + "/metadata.json");
+    files.index = read_file(path + "/index.bin");
+    if (fs::exists(path + "/norm_stats.json")) files.stats = read_file(path + "/norm_stats.json");
+    return files;
+}
+
+std::string chunk_path(const std::string& folder, Index id) {
+    for (const char* suffix : {".h5", ".hdf5"}) {
+        std::string path = fmt::format("{}/chunk_{}{}", folder, id, suffix);
+        if (fs::exists(path)) return path;
+    }
+    user_error("{}/chunk_{}.hdf5: missing, but index.bin lists it", folder, id);
+}
+
+bool any_sign_bit(const std::vector<std::byte>& words) {
+    std::uint16_t any = 0;
+    for (std::size_t at = 0; at + 1 < words.size(); at += 2) {
+        std::uint16_t word = 0;
+        std::memcpy(&word, words.data() + at, sizeof word);
+        any = static_cast<std::uint16_t>(any | word);
+    }
+    return (any & 0x8000U) != 0;
+}
+
+}  // namespace
+
+ActivationDataset::ActivationDataset(const std::string& path, const Communicator& communicator)
+    : path_(path) {
+    SmallFiles files;
+    communicator.together([&] {
+        if (communicator.rank() == 0) files = read_small_files(path_);
+    });
+    metadata_ = communicator.broadcast(files.metadata);
+    files.index = communicator.broadcast(files.index);
+    files.stats = communicator.broadcast(files.stats);
+
+    // The same bytes on every rank: what is wrong here throws on every rank.
+    const std::string metadata_path = path_ + "/metadata.json";
+    const json metadata = parse_object(metadata_, metadata_path);
+    layers_ = required_count(metadata, "num_layers", metadata_path);
+    d_model_ = required_count(metadata, "d_model", metadata_path);
+    tokens_ = required_count(metadata, "total_tokens", metadata_path);
+    if (layers_ == 0 || d_model_ == 0)
+        user_error("{}: num_layers = {}, d_model = {}, expected positive numbers", metadata_path,
+                   layers_, d_model_);
+    std::optional<DType> dtype;
+    if (metadata.contains("dtype")) {
+        const json& name = metadata["dtype"];
+        if (name.is_string()) dtype = dtype_from_name(name.get<std::string>());
+        if (!dtype)
+            user_error("{}: dtype = {}, expected \"float32\", \"float16\" or \"bfloat16\"",
+                       metadata_path, name.dump());
+    }
+    const auto entries = parse_manifest(files.index, tokens_, path_ + "/index.bin");
+
+    // Rank 0 looks at the folder; the others get what it found.
+    json found;
+    communicator.together([&] {
+        if (communicator.rank() != 0) return;
+        found["paths"] = json::array();
+        for (const ManifestEntry& entry : entries)
+            found["paths"].push_back(chunk_path(path_, entry.chunk));
+        found["layer_ids"] = json::array();
+        found["storage"] = static_cast<int>(H5Type::float32);
+        if (entries.empty()) return;
+        const H5File first = H5File::open(found["paths"][0].get<std::string>());
+        const std::vector<Index> ids = layer_ids_of(first);
+        check_layers(ids, layers_, first.path());
+        found["layer_ids"] = ids;
+        found["storage"] = static_cast<int>(
+            first.dataset(fmt::format("{}{}/{}", group_prefix, ids[0], parts[0])).type());
+    });
+    found = json::parse(communicator.broadcast(found.dump()));
+    layer_ids_ = found["layer_ids"].get<std::vector<Index>>();
+    if (!dtype) {  // older metadata: the file itself tells
+        const auto storage = static_cast<H5Type>(found["storage"].get<int>());
+        dtype = storage == H5Type::uint16    ? DType::bfloat16
+                : storage == H5Type::float16 ? DType::float16
+                                             : DType::float32;
+    }
+    dtype_ = *dtype;
+    for (std::size_t i = 0; i < entries.size(); ++i)
+        chunks_.push_back(
+            {entries[i].chunk, entries[i].rows, found["paths"][i].get<std::string>()});
+    if (!files.stats.empty())
+        stats_ = parse_stats(files.stats, layer_ids_, d_model_, path_ + "/norm_stats.json");
+}
+
+void ActivationDataset::read(std::size_t chunk, Shard range, std::vector<std::byte>& out,
+                             const Communicator& communicator) const {
+    const ChunkInfo& info = chunks_.at(chunk);
+    CLT_CHECK(range.begin >= 0 && range.begin <= range.end && range.end <= info.rows);
+    const auto row_bytes = static_cast<std::size_t>(d_model_ * size_of(dtype_));
+    const auto rows = static_cast<std::size_t>(range.size());
+    const std::size_t stride = static_cast<std::size_t>(2 * layers_) * row_bytes;
+    out.resize(rows * stride);
+    std::exception_ptr failure;
+    try {
+        const H5File file = H5File::open(info.path, &communicator);
+        const std::vector<Index> ids = layer_ids_of(file);
+        check_layers(ids, layers_, info.path);
+        std::vector<std::byte> columns(rows * row_bytes);
+        std::byte* to = out.data();
+        for (const Index id : ids)
+            for (const char* part : parts) {
+                const std::string name = fmt::format("{}{}/{}", group_prefix, id, part);
+                const H5Dataset dataset = file.dataset(name);
+                if (dataset.rows() != info.rows)
+                    user_error("{}: {} has {} rows, index.bin says {}", info.path, name,
+                               dataset.rows(), info.rows);
+                if (dataset.cols() != d_model_)
+                    user_error("{}: {} has width {}, metadata.json says d_model = {}", info.path,
+                               name, dataset.cols(), d_model_);
+                if (dataset.type() != storage_of(dtype_))
+                    user_error("{}: {} is stored as {}, metadata.json says dtype = {}", info.path,
+                               name, describe(dataset.type()), name_of(dtype_));
+                dataset.read(range, columns.data());
+                for (std::size_t row = 0; row < rows; ++row)
+                    std::memcpy(to + row * stride, columns.data() + row * row_bytes, row_bytes);
+                to += row_bytes;
+            }
+    } catch (...) {
+        failure = std::current_exception();
+    }
+    communicator.throw_together(failure);
+    if (dtype_ == DType::bfloat16 && !sign_seen_)
+        warn_when_clipped(info, any_sign_bit(out), range.size(), communicator);
+}
+
+void ActivationDataset::warn_when_clipped(const ChunkInfo& chunk, bool sign_here, Index rows_here,
+                                          const Communicator& communicator) const {
+    sign_seen_ = !communicator.agree(!sign_here);
+    // Of honest activations about half are negative, so a few rows decide; a sliver might not.
+    constexpr Index enough_rows = 64;
+    const Index rows = communicator.all_reduce_sum(rows_here);
+    if (sign_seen_ || rows < std::min(enough_rows, chunk.rows)) return;
+    sign_seen_ = true;  // once is enough
+    if (communicator.rank() == 0)
+        log_warning(
+            "{}: no bfloat16 value is negative; the Python generator writes negative values as 0 "
+            "(generate the data set anew, or as float32)",
+            chunk.path);
+}
+
+}  // namespace clt
