@@ -11,15 +11,13 @@
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 #include "data/manifest.hpp"
+#include "data/storage.hpp"
 
 namespace clt {
 namespace {
 
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-constexpr std::string_view group_prefix = "layer_";
-constexpr const char* parts[] = {"inputs", "targets"};
 
 std::optional<Index> whole_number(std::string_view text) {
     Index value = 0;
@@ -48,18 +46,6 @@ Index required_count(const json& metadata, const char* key, const std::string& p
     return *value;
 }
 
-H5Type storage_of(DType dtype) {
-    switch (dtype) {
-        case DType::float32:
-            return H5Type::float32;
-        case DType::float16:
-            return H5Type::float16;
-        case DType::bfloat16:
-            return H5Type::uint16;  // the bits; HDF5 1.10 has no such float
-    }
-    check_failed("dtype", __FILE__, __LINE__, "no storage type");
-}
-
 const char* describe(H5Type type) {
     switch (type) {
         case H5Type::float32:
@@ -77,8 +63,9 @@ const char* describe(H5Type type) {
 std::vector<Index> layer_ids_of(const H5File& file) {
     std::vector<Index> ids;
     for (const std::string& name : file.children())
-        if (name.starts_with(group_prefix))
-            if (const auto id = whole_number(std::string_view(name).substr(group_prefix.size())))
+        if (name.starts_with(layer_group_prefix))
+            if (const auto id =
+                    whole_number(std::string_view(name).substr(layer_group_prefix.size())))
                 ids.push_back(*id);
     std::sort(ids.begin(), ids.end());
     return ids;
@@ -108,12 +95,13 @@ std::vector<LayerStats> parse_stats(const std::string& text, const std::vector<I
         const auto layer = all.find(std::to_string(id));
         if (layer == all.end()) return {};
         LayerStats both;
-        for (const char* part : parts) {
-            const std::string where = fmt::format("{}: {}.{}", path, id, part);
-            if (!layer->is_object() || !layer->contains(part) || !(*layer)[part].is_object())
+        for (std::size_t part = 0; part < dataset_parts.size(); ++part) {
+            const char* key = dataset_parts[part];
+            const std::string where = fmt::format("{}: {}.{}", path, id, key);
+            if (!layer->is_object() || !layer->contains(key) || !(*layer)[key].is_object())
                 user_error("{}: missing", where);
-            const json& section = (*layer)[part];
-            ColumnStats& columns = part == parts[0] ? both.inputs : both.targets;
+            const json& section = (*layer)[key];
+            ColumnStats& columns = part == 0 ? both.inputs : both.targets;
             columns.mean = column(section, "mean", d_model, where);
             columns.std = column(section, "std", d_model, where);
         }
@@ -206,8 +194,7 @@ ActivationDataset::ActivationDataset(const std::string& path, const Communicator
         const std::vector<Index> ids = layer_ids_of(first);
         check_layers(ids, layers_, first.path());
         found["layer_ids"] = ids;
-        found["storage"] = static_cast<int>(
-            first.dataset(fmt::format("{}{}/{}", group_prefix, ids[0], parts[0])).type());
+        found["storage"] = static_cast<int>(first.dataset(layer_dataset_name(ids[0], 0)).type());
     });
     found = json::parse(communicator.broadcast(found.dump()));
     layer_ids_ = found["layer_ids"].get<std::vector<Index>>();
@@ -241,8 +228,8 @@ void ActivationDataset::read(std::size_t chunk, Shard range, std::vector<std::by
         std::vector<std::byte> columns(rows * row_bytes);
         std::byte* to = out.data();
         for (const Index id : ids)
-            for (const char* part : parts) {
-                const std::string name = fmt::format("{}{}/{}", group_prefix, id, part);
+            for (std::size_t part = 0; part < dataset_parts.size(); ++part) {
+                const std::string name = layer_dataset_name(id, part);
                 const H5Dataset dataset = file.dataset(name);
                 if (dataset.rows() != info.rows)
                     user_error("{}: {} has {} rows, index.bin says {}", info.path, name,

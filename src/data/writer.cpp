@@ -1,0 +1,241 @@
+#include "clt/data/writer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "clt/base/version.hpp"
+#include "clt/io/file.hpp"
+#include "clt/io/hdf5.hpp"
+#include "data/column_statistics.hpp"
+#include "data/manifest.hpp"
+#include "data/row_exchange.hpp"
+#include "data/storage.hpp"
+
+namespace clt {
+namespace {
+
+using nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+constexpr Index hdf5_chunk_rows = 16384;  // the reference's
+
+std::string local_time() {
+    const std::time_t now = std::time(nullptr);
+    std::tm fields{};
+    localtime_r(&now, &fields);
+    char text[32];
+    std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &fields);
+    return text;
+}
+
+/// Throws UserError naming the first setting that differs.
+void check_same_settings(const ordered_json& was, const ordered_json& is,
+                         const std::string& folder) {
+    for (const auto& [key, value] : is.items()) {
+        const auto it = was.find(key);
+        if (it == was.end() || *it != value)
+            user_error(
+                "{}: already holds activations made with {} = {}, this job says {}; choose another "
+                "folder or remove it",
+                folder, key, it == was.end() ? "nothing" : it->dump(), value.dump());
+    }
+}
+
+ordered_json section(const std::vector<double>& mean, const std::vector<double>& deviation,
+                     Index begin, Index d_model) {
+    const auto rounded = [&](const std::vector<double>& values) {
+        return std::vector<float>(values.begin() + begin, values.begin() + begin + d_model);
+    };
+    return {{"mean", rounded(mean)}, {"std", rounded(deviation)}};
+}
+
+}  // namespace
+
+DatasetWriter::DatasetWriter(const DatasetWriterConfig& config, const Communicator& communicator)
+    : config_(config),
+      communicator_(communicator.duplicate()),
+      statistics_(std::make_unique<ColumnStatistics>(2 * config.layers * config.d_model)) {
+    CLT_CHECK(config_.layers > 0 && config_.d_model > 0);
+    communicator_.together([&] {
+        if (communicator_.rank() == 0) make_writable_folder(config_.folder);
+    });
+    resume();
+}
+
+DatasetWriter::DatasetWriter(DatasetWriter&&) noexcept = default;
+DatasetWriter::~DatasetWriter() = default;
+
+Index DatasetWriter::tokens() const {
+    return std::accumulate(rows_.begin(), rows_.end(), Index{0});
+}
+
+/// metadata.json without what is known only at the end: two jobs that agree here write the same
+/// data.
+std::string DatasetWriter::settings() const {
+    ordered_json all{{"model_name", config_.model_name},
+                     {"dataset", config_.dataset},
+                     {"split", config_.split},
+                     {"num_layers", config_.layers},
+                     {"d_model", config_.d_model},
+                     {"dtype", std::string(name_of(config_.dtype))},
+                     {"chunk_tokens", config_.chunk_tokens},
+                     {"seed", config_.seed},
+                     {"gzip", config_.gzip}};
+    const auto further = ordered_json::parse(config_.provenance, nullptr, false);
+    CLT_CHECK(further.is_object(), "provenance is not a JSON object");
+    for (const auto& [key, value] : further.items()) {
+        CLT_CHECK(!all.contains(key), "provenance repeats {}", key);
+        all[key] = value;
+    }
+    return all.dump();
+}
+
+void DatasetWriter::resume() {
+    const std::string folder = config_.folder;
+    std::string metadata;
+    std::string progress;
+    communicator_.together([&] {
+        if (communicator_.rank() != 0) return;
+        if (fs::exists(folder + "/metadata.json")) metadata = read_file(folder + "/metadata.json");
+        if (fs::exists(folder + "/progress.bin")) progress = read_file(folder + "/progress.bin");
+    });
+    metadata = communicator_.broadcast(metadata);
+    progress = communicator_.broadcast(progress);
+    const auto now = ordered_json::parse(settings());
+    if (!metadata.empty()) {
+        const auto was = ordered_json::parse(metadata, nullptr, false);
+        check_same_settings(was.is_object() ? was : ordered_json::object(), now, folder);
+        complete_ = true;
+    }
+    if (progress.empty()) {
+        if (complete_) {
+            communicator_.together([&] {
+                if (communicator_.rank() != 0) return;
+                for (const ManifestEntry& entry :
+                     parse_manifest(read_file(folder + "/index.bin"),
+                                    ordered_json::parse(metadata).value("total_tokens", Index{0}),
+                                    folder + "/index.bin"))
+                    rows_.push_back(entry.rows);
+            });
+            rows_.resize(static_cast<std::size_t>(
+                communicator_.broadcast(static_cast<Index>(rows_.size()))));
+            communicator_.broadcast(std::span<Index>(rows_));
+        }
+        return;
+    }
+    const std::size_t end = progress.find('\n');
+    const auto head = ordered_json::parse(progress.substr(0, end), nullptr, false);
+    if (end == std::string::npos || !head.is_object() || !head.contains("settings") ||
+        !head.contains("rows") || !head.contains("caller_state") ||
+        !statistics_->restore(std::string_view(progress).substr(end + 1)))
+        user_error("{}/progress.bin: damaged; remove the folder to start anew", folder);
+    check_same_settings(head["settings"], now, folder);
+    rows_ = head["rows"].get<std::vector<Index>>();
+    caller_state_ = head["caller_state"].get<std::string>();
+    communicator_.together([&] {
+        if (communicator_.rank() != 0) return;
+        for (std::size_t i = 0; i < rows_.size(); ++i)
+            if (const auto path = fmt::format("{}/chunk_{}.hdf5", folder, i); !fs::exists(path))
+                user_error("{}: missing, but progress.bin lists it", path);
+    });
+}
+
+void DatasetWriter::save_progress() const {
+    const ordered_json head{{"settings", ordered_json::parse(settings())},
+                            {"rows", rows_},
+                            {"caller_state", caller_state_}};
+    communicator_.together([&] {
+        if (communicator_.rank() == 0)
+            write_file(config_.folder + "/progress.bin", head.dump() + '\n' + statistics_->save());
+    });
+}
+
+void DatasetWriter::write_chunk(std::span<const float> rows, const std::string& caller_state) {
+    CLT_CHECK(!complete_);
+    const Index width = 2 * config_.layers * config_.d_model;
+    CLT_CHECK(static_cast<Index>(rows.size()) % width == 0);
+    const std::vector<Index> counts =
+        communicator_.all_gather(static_cast<Index>(rows.size()) / width);
+    const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
+    if (total == 0) return;
+
+    const Index first =
+        communicator_.exclusive_sum(counts[static_cast<std::size_t>(communicator_.rank())]);
+    communicator_.together([&] {
+        const auto bad =
+            std::find_if(rows.begin(), rows.end(), [](float x) { return !std::isfinite(x); });
+        if (bad == rows.end()) return;
+        const Index at = bad - rows.begin();
+        user_error("{}: activation {} at layer {}, token {} of chunk {}; nothing of it is kept",
+                   config_.folder, *bad, at % width / (2 * config_.d_model), first + at / width,
+                   rows_.size());
+    });
+
+    const std::string path = fmt::format("{}/chunk_{}.hdf5", config_.folder, rows_.size());
+    write_file_of_chunk(path + ".tmp", rows, counts);
+    communicator_.together([&] {
+        if (communicator_.rank() == 0) publish_file(path + ".tmp", path);
+    });
+    statistics_->add(rows, communicator_);
+    rows_.push_back(total);
+    caller_state_ = communicator_.broadcast(caller_state);
+    save_progress();
+}
+
+void DatasetWriter::write_file_of_chunk(const std::string& path, std::span<const float> rows,
+                                        const std::vector<Index>& counts) const {
+    const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
+    const Index d_model = config_.d_model;
+    RowExchange exchange(chunk_permutation(config_.seed, static_cast<Index>(rows_.size()), total),
+                         counts, communicator_);
+    std::exception_ptr failure;
+    try {
+        H5File file = H5File::create(path, &communicator_);
+        for (Index layer = 0; layer < config_.layers; ++layer)
+            for (std::size_t part = 0; part < dataset_parts.size(); ++part) {
+                H5Dataset dataset = file.create_dataset(
+                    layer_dataset_name(layer, part), storage_of(config_.dtype), total, d_model,
+                    std::min(total, hdf5_chunk_rows), config_.gzip);
+                const Index column = (2 * layer + static_cast<Index>(part)) * d_model;
+                dataset.write(exchange.stored_rows(),
+                              exchange.exchange(rows.data() + column, 2 * config_.layers * d_model,
+                                                d_model, config_.dtype));
+            }
+        file.close();
+    } catch (...) {
+        failure = std::current_exception();
+    }
+    communicator_.throw_together(failure);
+}
+
+void DatasetWriter::finish() {
+    if (complete_) return;
+    const Index d_model = config_.d_model;
+    communicator_.together([&] {
+        if (communicator_.rank() != 0) return;
+        std::vector<ManifestEntry> manifest;
+        for (std::size_t i = 0; i < rows_.size(); ++i)
+            manifest.push_back({static_cast<Index>(i), rows_[i]});
+        const std::vector<double> deviation = statistics_->standard_deviation();
+        ordered_json stats = ordered_json::object();
+        for (Index layer = 0; layer < config_.layers; ++layer)
+            for (Index part = 0; part < 2; ++part)
+                stats[std::to_string(layer)][dataset_parts[static_cast<std::size_t>(part)]] =
+                    section(statistics_->mean(), deviation, (2 * layer + part) * d_model, d_model);
+        auto metadata = ordered_json::parse(settings());
+        metadata["total_tokens"] = tokens();
+        metadata["created"] = local_time();
+        metadata["generator"] = fmt::format("clt {} ({})", version(), revision());
+        write_file(config_.folder + "/index.bin", format_manifest(manifest));
+        write_file(config_.folder + "/norm_stats.json", stats.dump());
+        write_file(config_.folder + "/metadata.json", metadata.dump(2) + '\n');
+        fs::remove(config_.folder + "/progress.bin");
+    });
+    complete_ = true;
+}
+
+}  // namespace clt
