@@ -1,8 +1,12 @@
 #include "clt/comm/communicator.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
+#include <thread>
 #include <utility>
+
+#include "clt/base/stopwatch.hpp"
 
 namespace clt {
 namespace {
@@ -118,6 +122,18 @@ Communicator Communicator::split_by_host() const {
 
 void Communicator::barrier() const {
     check_mpi(MPI_Barrier(handle_), "MPI_Barrier");
+}
+
+bool Communicator::all_arrive_within(double timeout_s) const {
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Ibarrier(handle_, &request), "MPI_Ibarrier");
+    const Stopwatch watch;
+    int arrived = 0;
+    for (;;) {
+        check_mpi(MPI_Test(&request, &arrived, MPI_STATUS_IGNORE), "MPI_Test");
+        if (arrived != 0 || watch.seconds() > timeout_s) return arrived != 0;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
 }
 
 bool Communicator::agree(bool ok) const {

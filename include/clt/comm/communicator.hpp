@@ -59,6 +59,10 @@ class Communicator {
     Communicator split_by_host() const;
 
     void barrier() const;
+    /// Waits until every rank has called this, at most timeout_s: true when they all did. False:
+    /// some are elsewhere, and this communicator cannot be used any more. For main, which tells by
+    /// it whether all ranks failed together.
+    bool all_arrive_within(double timeout_s) const;
 
     /// True when ok holds on every rank.
     bool agree(bool ok) const;

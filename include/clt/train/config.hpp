@@ -1,6 +1,9 @@
 // A train job: the tables that belong to the trainer, and the whole.
 #pragma once
 
+#include <fmt/format.h>
+
+#include <cmath>
 #include <string>
 
 #include "clt/base/fields.hpp"
@@ -128,6 +131,20 @@ struct TrainJob {
         v("evaluation", evaluation, "Held-out evaluation during training");
         v("checkpoint", checkpoint, "What is kept on disk");
         v("log", log, "metrics.jsonl and the live line");
+    }
+
+    /// Calls report("table.key", "what is wrong") for values that contradict each other.
+    template <class Report>
+    void conflicts(Report& report) const {
+        const bool per_token = model.activation == "topk";
+        if ((per_token || model.activation == "batchtopk") && !(model.k > 0))
+            report("model.k", fmt::format("{} needs k above 0", model.activation));
+        if (per_token && model.k > 1 && model.k != std::floor(model.k))
+            report("model.k",
+                   fmt::format("topk needs a whole number or a fraction below 1, not {}", model.k));
+        if (data.holdout_fraction > 0 && !data.evaluation_path.empty())
+            report("data.evaluation_path",
+                   "stands in place of data.holdout_fraction; give only one of them");
     }
 };
 

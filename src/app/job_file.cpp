@@ -1,0 +1,358 @@
+#include "app/job_file.hpp"
+
+#include <toml++/toml.h>
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+#include <sstream>
+#include <utility>
+
+#include "app/did_you_mean.hpp"
+#include "clt/base/error.hpp"
+#include "clt/base/version.hpp"
+#include "clt/io/file.hpp"
+
+namespace clt {
+namespace {
+
+constexpr Index after_the_file = Index{1} << 40;  // --set and missing keys are reported last
+
+/// A value that somebody gave: where, for messages; and the folder its paths start at.
+struct Given {
+    const toml::node* node = nullptr;
+    std::string where;
+    Index line = 0;
+    std::filesystem::path folder;
+};
+
+using Key = std::pair<std::string, std::string>;  // table, key
+
+toml::table parse(const std::string& text, const std::string& name) {
+    try {
+        return toml::parse(text, name);
+    } catch (const toml::parse_error& e) {
+        user_error("{}:{}:{}: not valid TOML: {}", name, e.source().begin.line,
+                   e.source().begin.column, std::string(e.description()));
+    }
+}
+
+std::string text_of(const toml::node& node) {
+    std::ostringstream out;
+    node.visit([&](const auto& n) { out << n; });
+    std::string text = out.str();
+    std::replace(text.begin(), text.end(), '\n', ' ');
+    return text;
+}
+
+std::string shown(const toml::node& node) {
+    constexpr std::size_t longest = 60;
+    const std::string text = text_of(node);
+    return text.size() > longest ? text.substr(0, longest) + "..." : text;
+}
+
+std::string resolve(const std::filesystem::path& folder, const std::string& path) {
+    if (path.empty()) return path;
+    std::string result = (folder / path).lexically_normal().string();
+    while (result.size() > 1 && result.back() == '/') result.pop_back();
+    return result;
+}
+
+const JobTable* find_table(const JobTables& tables, const std::string& name) {
+    const auto at = std::find_if(tables.begin(), tables.end(),
+                                 [&](const JobTable& table) { return table.name == name; });
+    return at == tables.end() ? nullptr : &*at;
+}
+
+const JobField* find_field(const JobTable& table, const std::string& name) {
+    const auto at = std::find_if(table.fields.begin(), table.fields.end(),
+                                 [&](const JobField& field) { return field.name == name; });
+    return at == table.fields.end() ? nullptr : &*at;
+}
+
+std::vector<std::string> table_names(const JobTables& tables) {
+    std::vector<std::string> names;
+    for (const JobTable& table : tables) names.push_back(table.name);
+    return names;
+}
+
+/// The closest key of the same table, or a key of that very name in another one.
+std::string key_hint(const JobTables& tables, const std::string& table, const std::string& key) {
+    if (const JobTable* own = find_table(tables, table)) {
+        std::vector<std::string> names;
+        for (const JobField& field : own->fields) names.push_back(field.name);
+        std::string hint = did_you_mean(key, names);
+        if (!hint.empty()) return hint;
+    }
+    for (const JobTable& other : tables)
+        if (find_field(other, key) != nullptr)
+            return fmt::format("; did you mean {} in [{}]?", key, other.name);
+    return "";
+}
+
+/// Stores a value of the right type that satisfies the rule; false when it is not one.
+class Store {
+  public:
+    Store(const Given& given, const FieldRule& rule) : given_(given), rule_(rule) {}
+
+    bool operator()(std::string* target) const {
+        const auto value = given_.node->value_exact<std::string>();
+        if (!value || !allowed(*value)) return false;
+        *target = converted(*value);
+        return true;
+    }
+    bool operator()(double* target) const {
+        if (!given_.node->is_number()) return false;
+        const auto value = given_.node->value<double>();  // integers too: lr = 1
+        if (!value || !std::isfinite(*value) || !in_range(*value)) return false;
+        *target = *value;
+        return true;
+    }
+    bool operator()(bool* target) const {
+        const auto value = given_.node->value_exact<bool>();
+        if (value) *target = *value;
+        return value.has_value();
+    }
+    bool operator()(Index* target) const {
+        const auto value = given_.node->value_exact<std::int64_t>();
+        if (!value || !in_range(static_cast<double>(*value))) return false;
+        *target = *value;
+        return true;
+    }
+    bool operator()(TextList* target) const {
+        const toml::array* array = given_.node->as_array();
+        if (array == nullptr || (rule_.required && array->empty())) return false;
+        TextList values;
+        for (const toml::node& element : *array) {
+            const auto value = element.value_exact<std::string>();
+            if (!value || !allowed(*value)) return false;
+            values.push_back(converted(*value));
+        }
+        *target = std::move(values);
+        return true;
+    }
+
+  private:
+    bool in_range(double value) const {
+        return (rule_.min_excluded ? value > rule_.min : value >= rule_.min) && value <= rule_.max;
+    }
+    bool allowed(const std::string& value) const {
+        if (rule_.required && value.empty()) return false;
+        return rule_.choices.empty() ||
+               std::find(rule_.choices.begin(), rule_.choices.end(), value) != rule_.choices.end();
+    }
+    std::string converted(const std::string& value) const {
+        return rule_.path ? resolve(given_.folder, value) : value;
+    }
+
+    const Given& given_;
+    const FieldRule& rule_;
+};
+
+/// A value of the command line under the key "value". Typed like TOML; a shell eats quotes, so
+/// texts may come without them.
+toml::table parse_value(const JobField* field, const std::string& value) {
+    const bool is_text = field != nullptr && std::holds_alternative<std::string*>(field->target);
+    const bool is_quoted = !value.empty() && (value.front() == '"' || value.front() == '\'');
+    if (!is_text || is_quoted) {
+        try {
+            return toml::parse("value = " + value);
+        } catch (const toml::parse_error&) {  // stays text, which no other type accepts
+        }
+    }
+    return toml::table{{"value", value}};
+}
+
+class Reader {
+  public:
+    Reader(const JobSource& source, const JobTables& tables) : source_(source), tables_(tables) {}
+
+    void read(const std::string& kind) {
+        file_ = parse(source_.text, source_.path);
+        gather_file();
+        for (const std::string& text : source_.overrides) gather_override(text);
+        check_kind(kind);
+        for (const JobTable& table : tables_)
+            for (const JobField& field : table.fields) fill(table, field);
+        problems_.raise();
+    }
+
+  private:
+    std::string at(Index line) const { return fmt::format("{}:{}", source_.path, line); }
+
+    void gather_file() {
+        const auto folder = std::filesystem::path(source_.path).parent_path();
+        for (auto&& [name, node] : file_) {
+            const std::string table(name.str());
+            const Index line = name.source().begin.line;
+            if (node.is_value() || (node.is_array() && !node.is_array_of_tables())) {
+                problems_.add(at(line), line,
+                              fmt::format("{} stands outside of any table{}", table,
+                                          key_hint(tables_, "", table)));
+                continue;
+            }
+            if (find_table(tables_, table) == nullptr) {
+                problems_.add(at(line), line,
+                              fmt::format("unknown table [{}]{}", table,
+                                          did_you_mean(table, table_names(tables_))));
+                continue;
+            }
+            if (!node.is_table()) {
+                problems_.add(at(line), line,
+                              fmt::format("[[{0}]] is a list; expected one table [{0}]", table));
+                continue;
+            }
+            for (auto&& [key, value] : *node.as_table()) {
+                const Index key_line = key.source().begin.line;
+                add(table, std::string(key.str()), {&value, at(key_line), key_line, folder});
+            }
+        }
+    }
+
+    void gather_override(const std::string& text) {
+        const std::size_t equals = text.find('=');
+        const std::size_t dot = text.find('.');
+        if (equals == std::string::npos || dot == std::string::npos || dot > equals)
+            return problems_.add("--set", after_the_file + 1,
+                                 fmt::format("{}: expected table.key=value", quoted(text)));
+        const std::string table = text.substr(0, dot);
+        const std::string key = text.substr(dot + 1, equals - dot - 1);
+        const std::string value = text.substr(equals + 1);
+        const JobTable* known = find_table(tables_, table);
+        if (known == nullptr)
+            return problems_.add("--set", after_the_file + 1,
+                                 fmt::format("unknown table [{}]{}", table,
+                                             did_you_mean(table, table_names(tables_))));
+        const JobField* field = find_field(*known, key);
+        overrides_.push_back(std::make_unique<toml::table>(parse_value(field, value)));
+        add(table, key, {overrides_.back()->get("value"), "--set", after_the_file + 1, {}});
+    }
+
+    void add(const std::string& table, const std::string& key, Given given) {
+        if (find_field(*find_table(tables_, table), key) == nullptr)
+            return problems_.add(
+                given.where, given.line,
+                fmt::format("unknown key {}.{}{}", table, key, key_hint(tables_, table, key)));
+        given_[{table, key}] = std::move(given);
+    }
+
+    /// A job of another kind has other tables: say that alone, not that they are unknown.
+    void check_kind(const std::string& kind) const {
+        const auto found = given_.find({"job", "kind"});
+        if (found == given_.end()) return;
+        const auto value = found->second.node->value_exact<std::string>();
+        if (!value || *value == kind) return;
+        const JobField* field = find_field(*find_table(tables_, "job"), "kind");
+        const auto& kinds = field->rule.choices;
+        if (std::find(kinds.begin(), kinds.end(), *value) == kinds.end()) return;
+        user_error("{}: job.kind = \"{}\", but this command runs jobs of kind \"{}\"",
+                   found->second.where, *value, kind);
+    }
+
+    void fill(const JobTable& table, const JobField& field) {
+        const auto found = given_.find({table.name, field.name});
+        if (found == given_.end()) {
+            if (field.rule.required)
+                problems_.add(source_.path, after_the_file,
+                              fmt::format("{}.{} is missing; expected {} ({})", table.name,
+                                          field.name, expectation(field), field.meaning));
+            return;
+        }
+        const Given& given = found->second;
+        if (!std::visit(Store(given, field.rule), field.target))
+            problems_.add(given.where, given.line,
+                          fmt::format("{}.{} = {}: expected {}", table.name, field.name,
+                                      shown(*given.node), expectation(field)));
+    }
+
+    const JobSource& source_;
+    const JobTables& tables_;
+    toml::table file_;
+    std::vector<std::unique_ptr<toml::table>> overrides_;
+    std::map<Key, Given> given_;
+    JobProblems problems_;
+};
+
+}  // namespace
+
+JobSource load_job_source(const std::string& path, const std::vector<std::string>& overrides,
+                          const Communicator& world) {
+    JobSource source{path, "", overrides};
+    world.together([&] {
+        if (world.rank() == 0) source.text = read_file(path);
+    });
+    source.text = world.broadcast(source.text);
+    return source;
+}
+
+void JobProblems::add(const std::string& where, Index line, const std::string& what) {
+    problems_.push_back({line, where + ": " + what});
+}
+
+void JobProblems::raise() const {
+    if (problems_.empty()) return;
+    std::vector<Problem> ordered = problems_;
+    std::stable_sort(ordered.begin(), ordered.end(),
+                     [](const Problem& a, const Problem& b) { return a.line < b.line; });
+    std::string text;
+    for (const Problem& problem : ordered)
+        text.append(text.empty() ? "" : "\n").append(problem.text);
+    throw UserError(text);
+}
+
+void read_tables(const JobSource& source, const std::string& kind, const JobTables& tables) {
+    Reader(source, tables).read(kind);
+}
+
+void set_field(const JobField& field, const std::string& name, const std::string& value) {
+    const toml::table holder = parse_value(&field, value);
+    const Given given{holder.get("value"), name, 0, {}};
+    if (!std::visit(Store(given, field.rule), field.target))
+        user_error("{} {}: expected {}", name, value, expectation(field));
+}
+
+std::string resolved_text(const JobTables& tables) {
+    std::string text =
+        fmt::format("# Every key of the job as clt {} ({}) ran it.\n", version(), revision());
+    for (const JobTable& table : tables) {
+        text += fmt::format("\n[{}]\n", table.name);
+        for (const JobField& field : table.fields)
+            text += fmt::format("{} = {}\n", field.name, value_text(field, true));
+    }
+    return text;
+}
+
+void write_resolved_job(const std::string& output, const JobTables& tables,
+                        const Communicator& world) {
+    world.together([&] {
+        if (world.rank() != 0) return;
+        make_writable_folder(output);
+        write_file(output + "/job.resolved.toml", resolved_text(tables));
+    });
+}
+
+std::vector<std::string> difference(const std::string& before, const std::string& now,
+                                    const JobTables& defaults) {
+    const toml::table files[] = {parse(before, "the stored job"), parse(now, "the job"),
+                                 parse(resolved_text(defaults), "the defaults")};
+    std::vector<std::string> changes;
+    for (const JobTable& table : defaults) {
+        for (const JobField& field : table.fields) {
+            if (field.rule.execution) continue;
+            const auto value_in = [&](const toml::table& file) {
+                const toml::node* node = file[table.name][field.name].node();
+                return text_of(node != nullptr ? *node : *files[2][table.name][field.name].node());
+            };
+            const std::string was = value_in(files[0]);
+            const std::string is = value_in(files[1]);
+            if (was != is)
+                changes.push_back(
+                    fmt::format("{}.{} ({}, was {})", table.name, field.name, is, was));
+        }
+    }
+    return changes;
+}
+
+}  // namespace clt

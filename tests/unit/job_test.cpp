@@ -1,0 +1,246 @@
+// Job files: every kind of problem with its message, several at once, overrides, paths, and the way
+// back from the resolved text.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "app/did_you_mean.hpp"
+#include "app/job_file.hpp"
+#include "clt/train/config.hpp"
+
+namespace clt {
+namespace {
+
+/// A job of every type of key, small enough to see what comes out.
+struct SampleTable {
+    std::string name = "none";
+    double rate = 0.5;
+    bool flag = false;
+    Index count = 7;
+    TextList files;
+    std::string folder;
+    Index threads = 1;
+
+    template <class V>
+    void fields(V& v) {
+        v("name", name, rule::one_of({"none", "some", "all"}), "A choice");
+        v("rate", rate, rule::between(0, 1), "A ratio");
+        v("flag", flag, rule::any(), "A switch");
+        v("count", count, rule::required() | rule::positive(), "A number of things");
+        v("files", files, rule::path(), "Some files");
+        v("folder", folder, rule::path(), "A folder");
+        v("threads", threads, rule::at_least(1) | rule::execution(), "How it runs");
+    }
+};
+struct SampleKind {
+    std::string kind;
+
+    template <class V>
+    void fields(V& v) {
+        v("kind", kind, rule::required() | rule::one_of({"sample", "train"}), "The subcommand");
+    }
+};
+struct SampleJob {
+    SampleKind job;
+    SampleTable things;
+
+    template <class V>
+    void tables(V& v) {
+        v("job", job, "The job");
+        v("things", things, "Things");
+    }
+    template <class Report>
+    void conflicts(Report& report) const {
+        if (things.flag && things.rate == 0) report("things.rate", "flag needs a rate above 0");
+    }
+};
+
+SampleJob read(const std::string& things, const std::vector<std::string>& overrides = {},
+               const std::string& path = "jobs/a.toml") {
+    return read_job<SampleJob>({path, "[job]\nkind = \"sample\"\n[things]\n" + things, overrides},
+                               "sample");
+}
+
+/// The message of what read() throws.
+template <class Read>
+std::string problems(Read&& read_it) {
+    try {
+        read_it();
+    } catch (const UserError& e) {
+        return e.what();
+    }
+    return "nothing thrown";
+}
+std::string problems_of(const std::string& things, const std::vector<std::string>& overrides = {}) {
+    return problems([&] { read(things, overrides); });
+}
+
+TEST(Job, ReadsEveryType) {
+    const SampleJob job =
+        read("name = \"all\"\nrate = 1\nflag = true\ncount = 1_000\nfiles = [\"x\", \"/y\"]\n");
+    EXPECT_EQ(job.things.name, "all");
+    EXPECT_EQ(job.things.rate, 1.0);  // an integer where a float is expected
+    EXPECT_TRUE(job.things.flag);
+    EXPECT_EQ(job.things.count, 1000);
+    EXPECT_EQ(job.things.files, (TextList{"jobs/x", "/y"}));
+    EXPECT_EQ(job.things.folder, "");  // no value: no folder, not the job's
+    EXPECT_EQ(job.things.threads, 1);
+}
+
+TEST(Job, OneProblemOneLine) {
+    const std::string type = "jobs/a.toml:4: things.";
+    EXPECT_EQ(problems_of("count = \"7\""), type + "count = '7': expected an integer above 0");
+    EXPECT_EQ(problems_of("count = 7.0"), type + "count = 7.0: expected an integer above 0");
+    EXPECT_EQ(problems_of("count = 0"), type + "count = 0: expected an integer above 0");
+    EXPECT_EQ(problems_of("rate = true\ncount = 1"),
+              type + "rate = true: expected a number from 0 to 1");
+    EXPECT_EQ(problems_of("rate = 1.5\ncount = 1"),
+              type + "rate = 1.5: expected a number from 0 to 1");
+    EXPECT_EQ(problems_of("rate = nan\ncount = 1"),
+              type + "rate = nan: expected a number from 0 to 1");
+    EXPECT_EQ(problems_of("flag = 1\ncount = 1"), type + "flag = 1: expected true or false");
+    EXPECT_EQ(problems_of("name = \"al\"\ncount = 1"),
+              type + "name = 'al': expected one of \"none\", \"some\", \"all\"");
+    EXPECT_EQ(problems_of("files = \"x\"\ncount = 1"),
+              type + "files = 'x': expected a list of paths in quotes");
+    EXPECT_EQ(problems_of("files = [1]\ncount = 1"),
+              type + "files = [ 1 ]: expected a list of paths in quotes");
+    EXPECT_EQ(problems_of("coutn = 3\ncount = 1"),
+              "jobs/a.toml:4: unknown key things.coutn; did you mean count?");
+    EXPECT_EQ(problems_of("kind = 3\ncount = 1"),
+              "jobs/a.toml:4: unknown key things.kind; did you mean kind in [job]?");
+    EXPECT_EQ(problems_of("somethingelse = 3\ncount = 1"),
+              "jobs/a.toml:4: unknown key things.somethingelse");
+    EXPECT_EQ(problems_of("count = 1\n[thing]\n"),
+              "jobs/a.toml:5: unknown table [thing]; did you mean things?");
+    EXPECT_EQ(problems_of("rate = 0.1"),
+              "jobs/a.toml: things.count is missing; expected an integer above 0 (A number of "
+              "things)");
+    EXPECT_EQ(problems_of("count = 1\nflag = true\nrate = 0"),
+              "jobs/a.toml: things.rate: flag needs a rate above 0");
+}
+
+TEST(Job, ProblemsOfTheWholeFile) {
+    const auto raw = [](const std::string& text) {
+        return problems([&] { read_job<SampleJob>({"a.toml", text, {}}, "sample"); });
+    };
+    EXPECT_EQ(raw("count = 3\n[job]\nkind = \"sample\"\n[things]\ncount = 1"),
+              "a.toml:1: count stands outside of any table; did you mean count in [things]?");
+    EXPECT_EQ(raw("[job]\nkind = \"sample\"\n[[things]]\ncount = 1"),
+              "a.toml:3: [[things]] is a list; expected one table [things]\n"
+              "a.toml: things.count is missing; expected an integer above 0 (A number of things)");
+    // Of a job for another command only that is said, not that its tables are unknown.
+    EXPECT_EQ(raw("[job]\nkind = \"train\"\n[model]\nk = 1"),
+              "a.toml:2: job.kind = \"train\", but this command runs jobs of kind \"sample\"");
+    const std::string syntax = raw("[job]\nkind = = 3");
+    EXPECT_TRUE(syntax.starts_with("a.toml:2:")) << syntax;
+    EXPECT_NE(syntax.find("not valid TOML"), std::string::npos) << syntax;
+    EXPECT_EQ(syntax.find('\n'), std::string::npos) << syntax;
+}
+
+TEST(Job, AllProblemsAtOnceInTheOrderOfTheFile) {
+    EXPECT_EQ(problems_of("rate = 2\nnam = \"all\"\nflag = 0", {"things.count=-1", "thing.x=1"}),
+              "jobs/a.toml:4: things.rate = 2: expected a number from 0 to 1\n"
+              "jobs/a.toml:5: unknown key things.nam; did you mean name?\n"
+              "jobs/a.toml:6: things.flag = 0: expected true or false\n"
+              "--set: unknown table [thing]; did you mean things?\n"
+              "--set: things.count = -1: expected an integer above 0");
+}
+
+TEST(Job, OverridesAreTypedAndCheckedLikeTheFile) {
+    // A value in the file that is overridden does not count, even when it is wrong.
+    const SampleJob job = read(
+        "count = 0\nname = \"none\"",
+        {"things.count=3", "things.count=4", "things.name=some", "things.rate=1e-1",
+         "things.flag=true", "things.files=[\"x\", \"../y\"]", "things.folder=here/../there/"});
+    EXPECT_EQ(job.things.count, 4);  // the last one wins
+    EXPECT_EQ(job.things.name, "some");
+    EXPECT_EQ(job.things.rate, 0.1);
+    EXPECT_TRUE(job.things.flag);
+    EXPECT_EQ(job.things.files, (TextList{"x", "../y"}));  // from the working folder
+    EXPECT_EQ(job.things.folder, "there");
+    EXPECT_EQ(read("count = 1", {"things.name=\"all\""}).things.name, "all");
+    EXPECT_EQ(read("count = 1", {"things.folder=123"}).things.folder, "123");
+
+    EXPECT_EQ(problems_of("count = 1", {"things.count=many"}),
+              "--set: things.count = 'many': expected an integer above 0");
+    EXPECT_EQ(problems_of("count = 1", {"things.count"}),
+              "--set: \"things.count\": expected table.key=value");
+    EXPECT_EQ(problems_of("count = 1", {"things.cuont=3"}),
+              "--set: unknown key things.cuont; did you mean count?");
+}
+
+TEST(Job, PathsStartAtTheJobFile) {
+    const std::string things = "count = 1\nfolder = \"../data/x\"";
+    EXPECT_EQ(read(things, {}, "jobs/small/a.toml").things.folder, "jobs/data/x");
+    EXPECT_EQ(read(things, {}, "a.toml").things.folder, "../data/x");
+    EXPECT_EQ(read(things, {}, "/srv/jobs/a.toml").things.folder, "/srv/data/x");
+    EXPECT_EQ(read("count = 1\nfolder = \".\"", {}, "jobs/a.toml").things.folder, "jobs");
+    EXPECT_EQ(read("count = 1\nfolder = \".\"", {}, "a.toml").things.folder, ".");
+}
+
+TEST(Job, ResolvedTextRunsTheSameJob) {
+    SampleJob job = read(
+        "name = \"all\"\nrate = 1e-8\nflag = true\ncount = 3\n"
+        "files = ['a \"b\"\\c', \"d\\te\"]\nfolder = \"out\"");
+    const std::string text = resolved_text(tables_of(job));
+    // From a file elsewhere, so paths must have become absolute.
+    auto again = read_job<SampleJob>({"/elsewhere/job.resolved.toml", text, {}}, "sample");
+    EXPECT_EQ(again.things.name, "all");
+    EXPECT_EQ(again.things.rate, 1e-8);
+    EXPECT_TRUE(again.things.flag);
+    EXPECT_EQ(again.things.count, 3);
+    const std::string here = std::filesystem::current_path().string();
+    EXPECT_EQ(again.things.files, (TextList{here + "/jobs/a \"b\"\\c", here + "/jobs/d\te"}));
+    EXPECT_EQ(again.things.folder, here + "/jobs/out");
+    EXPECT_EQ(resolved_text(tables_of(again)), text);
+}
+
+TEST(Job, DifferenceNamesWhatChangesTheResult) {
+    SampleJob before = read("count = 3\nthreads = 1");
+    SampleJob now = read("count = 4\nthreads = 8\nflag = true");
+    SampleJob defaults;
+    const std::string old_text = resolved_text(tables_of(before));
+    const std::string new_text = resolved_text(tables_of(now));
+    EXPECT_EQ(difference(old_text, old_text, tables_of(defaults)), std::vector<std::string>{});
+    EXPECT_EQ(
+        difference(old_text, new_text, tables_of(defaults)),
+        (std::vector<std::string>{"things.flag (true, was false)", "things.count (4, was 3)"}));
+    // A key that an older program did not know had its default's behaviour.
+    EXPECT_EQ(
+        difference("[things]\ncount = 4", new_text, tables_of(defaults)),
+        (std::vector<std::string>{"job.kind ('sample', was '')", "things.flag (true, was false)"}));
+}
+
+TEST(Job, TrainJobNeedsKForTopK) {
+    const std::string text =
+        "[job]\nkind = \"train\"\noutput = \"o\"\n[data]\npath = \"d\"\n[model]\nfeatures = 8\n"
+        "[schedule]\nsteps = 1\n";
+    const auto with = [&](std::vector<std::string> overrides) {
+        return problems([&] { read_job<TrainJob>({"t.toml", text, overrides}, "train"); });
+    };
+    EXPECT_EQ(with({}), "t.toml: model.k: batchtopk needs k above 0");
+    EXPECT_EQ(with({"model.k=8"}), "nothing thrown");
+    EXPECT_EQ(with({"model.activation=relu"}), "nothing thrown");
+    EXPECT_EQ(with({"model.activation=topk", "model.k=1.5"}),
+              "t.toml: model.k: topk needs a whole number or a fraction below 1, not 1.5");
+    EXPECT_EQ(with({"model.k=8", "data.evaluation_path=x", "data.holdout_fraction=0.1"}),
+              "t.toml: data.evaluation_path: stands in place of data.holdout_fraction; give only "
+              "one of them");
+}
+
+TEST(DidYouMean, CountsEditsAndSwaps) {
+    EXPECT_EQ(edit_distance("", "abc"), 3U);
+    EXPECT_EQ(edit_distance("steps", "steps"), 0U);
+    EXPECT_EQ(edit_distance("setps", "steps"), 1U);
+    EXPECT_EQ(edit_distance("step", "steps"), 1U);
+    EXPECT_EQ(edit_distance("normalisation", "normalization"), 1U);
+    EXPECT_EQ(edit_distance("kitten", "sitting"), 3U);
+    EXPECT_EQ(did_you_mean("xyz", {"steps", "kind"}), "");
+    EXPECT_EQ(did_you_mean("lernig_rate", {"steps", "learning_rate"}),
+              "; did you mean learning_rate?");
+}
+
+}  // namespace
+}  // namespace clt
