@@ -18,6 +18,9 @@ namespace clt {
 
 enum class Activation { batchtopk, topk, jumprelu, relu };
 
+/// A language model's non-linearity: gelu by the tanh formula (GPT-2) or by erf.
+enum class MlpActivation { gelu_tanh, gelu_erf, relu };
+
 /// A parameter with its Adam moments; all three the same shape.
 struct ParamRows {
     Matrix<float> value;
@@ -223,6 +226,34 @@ class Backend {
                        Span<Index> fired_tokens) = 0;
     /// silence[row] = fired_tokens[row] > 0 ? 0 : silence[row] + 1.
     virtual void age(Span<const Index> fired_tokens, Span<Index> silence) = 0;
+
+    // ---- language model ----------------------------------------------------------------------
+    // T tokens of S sequences, one after the other without padding: sequence s holds the tokens
+    // [starts[s], starts[s + 1]); starts has S + 1 entries.
+    /// x[T, d] = token_rows[id] + position_rows[place in its sequence].
+    virtual void embed(Span<const std::int32_t> ids, std::span<const Index> starts,
+                       Matrix<const float> token_rows, Matrix<const float> position_rows,
+                       Matrix<float> x) = 0;
+    /// y = (x - mean) / sqrt(variance + epsilon) * gain + bias, row by row. [T, d]; y may be x.
+    virtual void layer_norm(Matrix<const float> x, Span<const float> gain, Span<const float> bias,
+                            float epsilon, Matrix<float> y) = 0;
+    /// Every row of m += bias.
+    virtual void add_bias(Span<const float> bias, Matrix<float> m) = 0;
+    /// m = act(m + bias), element by element.
+    virtual void bias_activation(Span<const float> bias, MlpActivation activation,
+                                 Matrix<float> m) = 0;
+    /// to += from.
+    virtual void add(Matrix<const float> from, Matrix<float> to) = 0;
+    /// to = from; the strides may differ.
+    virtual void copy_matrix(Matrix<const float> from, Matrix<float> to) = 0;
+    /// Causal softmax attention within each sequence; qkv[T, 3 * heads * h]: queries, keys, values,
+    /// each head by head; out[T, heads * h]. Scores are scaled by 1 / sqrt(h).
+    virtual void attention(Matrix<const float> qkv, std::span<const Index> starts, Index heads,
+                           Matrix<float> out) = 0;
+    /// Of each row of logits[T, V]: log of the sum of e^logit, the place of the largest logit (the
+    /// first of equals) and loss = logsumexp - logit[target]; target -1: loss 0.
+    virtual void predict(Matrix<const float> logits, Span<const std::int32_t> targets,
+                         Span<float> logsumexp, Span<float> loss, Span<std::int32_t> argmax) = 0;
 };
 
 /// kind: "cpu" or "cuda". Throws UserError when that backend is not compiled in. Not collective.

@@ -98,6 +98,22 @@ class CpuBackend final : public Backend {
                Span<Index> fired_tokens) override;
     void age(Span<const Index> fired_tokens, Span<Index> silence) override;
 
+    // ---- language model (transformer.cpp)
+    void embed(Span<const std::int32_t> ids, std::span<const Index> starts,
+               Matrix<const float> token_rows, Matrix<const float> position_rows,
+               Matrix<float> x) override;
+    void layer_norm(Matrix<const float> x, Span<const float> gain, Span<const float> bias,
+                    float epsilon, Matrix<float> y) override;
+    void add_bias(Span<const float> bias, Matrix<float> m) override;
+    void bias_activation(Span<const float> bias, MlpActivation activation,
+                         Matrix<float> m) override;
+    void add(Matrix<const float> from, Matrix<float> to) override;
+    void copy_matrix(Matrix<const float> from, Matrix<float> to) override;
+    void attention(Matrix<const float> qkv, std::span<const Index> starts, Index heads,
+                   Matrix<float> out) override;
+    void predict(Matrix<const float> logits, Span<const std::int32_t> targets,
+                 Span<float> logsumexp, Span<float> loss, Span<std::int32_t> argmax) override;
+
   private:
     /// Scratch memory of one call; a later call may reuse it.
     float* float_scratch(Index n);
