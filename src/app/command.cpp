@@ -8,7 +8,7 @@
 namespace clt {
 
 const std::vector<Command>& all_commands() {
-    static const std::vector<Command> commands = {bench_command()};
+    static const std::vector<Command> commands = {plan_command(), bench_command()};
     return commands;
 }
 

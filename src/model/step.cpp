@@ -8,9 +8,6 @@
 namespace clt {
 namespace {
 
-// At or above this share of kept entries the dense products beat the gathers: on AVX-512 cores a
-// gather moves about a tenth of the multiply-adds a second that the dense product reaches.
-constexpr double dense_share = 0.1;
 // Features a layer and shard whose pre-activations measure the share.
 constexpr Index density_sample = 32;
 

@@ -1,0 +1,116 @@
+#include "clt/analyse/plan.hpp"
+
+#include <algorithm>
+
+#include "clt/backend/backend.hpp"
+#include "clt/base/error.hpp"
+#include "clt/memory/available.hpp"
+#include "clt/train/cost_query.hpp"
+
+namespace clt {
+namespace {
+
+double mega(double n) {
+    return n / 1e6;
+}
+double mega(Index n) {
+    return mega(static_cast<double>(n));
+}
+
+/// "2 h 5 min", for estimates.
+std::string rough_time(double seconds) {
+    if (seconds < 120) return fmt::format("{:.0f} s", seconds);
+    const auto minutes = static_cast<Index>(seconds / 60);
+    if (minutes < 120) return fmt::format("{} min", minutes);
+    return fmt::format("{} h {} min", minutes / 60, minutes % 60);
+}
+
+GridConfig grid_of(const GridConfig& config, Index ranks) {
+    GridConfig grid = config;
+    if (ranks == 0) ranks = config.data * std::max<Index>(config.feature, 1);
+    if (grid.feature == 0) grid.feature = std::max<Index>(1, ranks / grid.data);
+    if (grid.data * grid.feature != ranks)
+        user_error(
+            "[grid] data = {} times feature = {} is {}, but the plan is for {} rank{}: they must "
+            "be equal",
+            grid.data, grid.feature, grid.data * grid.feature, ranks, ranks == 1 ? "" : "s");
+    return grid;
+}
+
+std::string communication_table(const StepCost& cost) {
+    std::string text = fmt::format("\n{:<56}{:>12}\n", "sent by a rank in a step", "MB");
+    for (const Traffic& traffic : cost.communication)
+        text += fmt::format("  {:<22}{:<32}{:>12.3f}\n", traffic.what, traffic.collective,
+                            mega(traffic.bytes));
+    return text + fmt::format("  {:<54}{:>12.3f}\n", "sum", mega(cost.communication_bytes()));
+}
+
+}  // namespace
+
+Plan make_plan(const TrainJob& job, const PlanOptions& options, const Communicator& world) {
+    if ((options.layers > 0) != (options.d_model > 0))
+        user_error("--layers and --d-model: expected both or none of them");
+    Plan plan;
+    DataShape data;
+    data.layers = options.layers;
+    data.d_model = options.d_model;
+    if (options.layers == 0) data = data_shape(ActivationDataset(job.data.path, world));
+    const GridConfig grid = grid_of(job.grid, options.ranks);
+    plan.query = cost_query(job, data, grid.data, grid.feature);
+    plan.data_tokens = data.tokens;
+    const Index replica = (job.data.batch_tokens + grid.data - 1) / grid.data;
+    // The CPU backend's tile also where the job is for another one, which may not be compiled in.
+    plan.query.tile = make_backend("cpu")->encode_tile(replica, data.d_model);
+    plan.cost = step_cost(plan.query);
+    const Index ranks = grid.data * grid.feature;
+    plan.machine = {options.gflops, options.gbytes_per_s,
+                    options.ranks_per_host > 0 ? std::min(options.ranks_per_host, ranks) : ranks};
+    plan.host_bytes = options.host_bytes > 0 ? options.host_bytes : available_host_bytes();
+    plan.steps = job.schedule.steps;
+    return plan;
+}
+
+std::string to_text(const Plan& plan) {
+    const CostQuery& q = plan.query;
+    const StepCost& cost = plan.cost;
+    const Machine& machine = plan.machine;
+    const Index ranks = q.data_parts * q.feature_parts;
+    std::string text = fmt::format(
+        "L {} layers, d {}, F {} features a layer, {}{}, B {} tokens a step\n"
+        "{} parameters; {} rank{}: {} data x {} feature, {} a host\n",
+        q.shape.layers, q.shape.d_model, q.shape.features, q.model.activation,
+        q.model.k > 0 ? fmt::format(" k {}", q.model.k) : "", q.batch_tokens, cost.parameters,
+        ranks, ranks == 1 ? "" : "s", q.data_parts, q.feature_parts, machine.ranks_per_host);
+
+    text += fmt::format("\n{:<56}{:>12}\n", "memory of a rank", "MB");
+    for (const MemoryUse& use : cost.memory)
+        text += fmt::format("  {:<54}{:>12.1f}\n", use.purpose, mega(use.bytes));
+    text += fmt::format("  {:<54}{:>12.1f}\n", "sum", mega(cost.memory_bytes()));
+    text += fmt::format("  {:<54}{:>12.1f}\n", "the host has for each of its ranks",
+                        mega(plan.host_bytes / machine.ranks_per_host));
+    text += fmt::format("  {:<54}{:>12.1f}\n", "a checkpoint on disk",
+                        mega(12 * cost.parameters));  // value and two moments
+
+    if (ranks > 1) text += communication_table(plan.cost);
+    text += fmt::format(
+        "\nfloor of a step at {:g} GFLOP/s and {:g} GB/s a host; the network is not in it\n"
+        "  {:<30}{:>12}{:>12}{:>12}\n",
+        machine.gflops, machine.gbytes_per_s, "of a rank", "GFLOP", "MB", "ms");
+    for (const StageFloor& stage : cost.stages)
+        text += fmt::format("  {:<30}{:>12.3f}{:>12.1f}{:>12.2f}\n", stage.stage, stage.flop / 1e9,
+                            mega(stage.bytes), floor_s(stage, machine) * 1e3);
+    const double step_s = floor_s(cost, machine);
+    text += fmt::format("  {:<54}{:>12.2f}\n", "sum", step_s * 1e3);
+    text += fmt::format("  {:<54}{:>12.0f}\n", "tokens a second, at most",
+                        static_cast<double>(q.batch_tokens) / step_s);
+
+    const double tokens = static_cast<double>(q.batch_tokens) * static_cast<double>(plan.steps);
+    text += fmt::format("\nthe run: {} steps, {:.4g} million tokens", plan.steps, mega(tokens));
+    if (plan.data_tokens > 0)
+        text += fmt::format(" ({:.2f} times the data set's {})",
+                            tokens / static_cast<double>(plan.data_tokens), plan.data_tokens);
+    text += fmt::format(", at least {}\n", rough_time(step_s * static_cast<double>(plan.steps)));
+    return text;
+}
+
+}  // namespace clt

@@ -1,0 +1,61 @@
+#include "clt/analyse/plan.hpp"
+
+#include <fmt/format.h>
+
+#include "app/command.hpp"
+#include "app/job_file.hpp"
+
+namespace clt {
+namespace {
+
+int run(const Arguments& arguments, const Communicator& world) {
+    const auto job = read_job<TrainJob>(
+        load_job_source(arguments.positional(0), arguments.values("set"), world), "train");
+    PlanOptions options;
+    const auto take = [&](const char* option, Index& target) {
+        if (const auto value = arguments.positive_integer(option)) target = *value;
+    };
+    take("ranks", options.ranks);
+    take("ranks-per-host", options.ranks_per_host);
+    take("layers", options.layers);
+    take("d-model", options.d_model);
+    options.gflops = arguments.positive_number("gflops").value_or(options.gflops);
+    options.gbytes_per_s = arguments.positive_number("gbps").value_or(options.gbytes_per_s);
+    if (const auto gigabytes = arguments.positive_number("host-gb"))
+        options.host_bytes = static_cast<Index>(*gigabytes * 1e9);
+    if (options.ranks == 0 && world.size() > 1) options.ranks = world.size();
+
+    const Plan plan = make_plan(job, options, world);
+    if (world.rank() == 0) {
+        fmt::print("{}", to_text(plan));
+        std::fflush(stdout);  // before the refusal, which goes to stderr
+    }
+    check_memory(plan.cost, plan.host_bytes, plan.machine.ranks_per_host);
+    return 0;
+}
+
+}  // namespace
+
+Command plan_command() {
+    const PlanOptions defaults;
+    return {"plan",
+            "Says what a train job will cost: memory, communication and the floor of a step; "
+            "refuses what cannot fit",
+            {"JOB.toml"},
+            {set_option(),
+             {"ranks", "N", "Ranks of the run (default: those of [grid], or 1)"},
+             {"ranks-per-host", "N", "Ranks on one host (default: all)"},
+             {"layers", "N", "Layers, when there is no data set yet"},
+             {"d-model", "N", "Width, when there is no data set yet"},
+             {"host-gb", "GB", "Memory of a host (default: what this one has available)"},
+             {"gflops", "X",
+              fmt::format("Matrix rate of a host in GFLOP/s (default {:g}: 2 cores with AVX-512)",
+                          defaults.gflops)},
+             {"gbps", "X",
+              fmt::format("Memory bandwidth of a host in GB/s (default {:g}: the same)",
+                          defaults.gbytes_per_s)}},
+            "train",
+            run};
+}
+
+}  // namespace clt
