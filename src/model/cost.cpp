@@ -221,8 +221,23 @@ std::vector<StageFloor> stages_of(const CostQuery& q, const Sizes& s) {
     return stages.take();
 }
 
-std::string gigabytes(Index bytes) {
-    return fmt::format("{:.3g} GB", static_cast<double>(bytes) / 1e9);
+std::string sized(Index bytes) {
+    const auto size = static_cast<double>(bytes);
+    return size < 1e9 ? fmt::format("{:.0f} MB", size / 1e6) : fmt::format("{:.3g} GB", size / 1e9);
+}
+
+/// Largest first.
+std::vector<MemoryUse> by_size(std::vector<MemoryUse> uses) {
+    std::stable_sort(uses.begin(), uses.end(),
+                     [](const MemoryUse& a, const MemoryUse& b) { return a.bytes > b.bytes; });
+    return uses;
+}
+
+std::string listed(const std::vector<MemoryUse>& uses) {
+    std::string text;
+    for (const MemoryUse& use : uses)
+        text += fmt::format("{}{} {}", text.empty() ? "" : ", ", use.purpose, sized(use.bytes));
+    return text;
 }
 
 }  // namespace
@@ -261,24 +276,23 @@ double floor_s(const StepCost& cost, const Machine& machine) {
     return seconds;
 }
 
+std::string memory_summary(const StepCost& cost) {
+    return fmt::format("{} a rank: {}", sized(cost.memory_bytes()), listed(by_size(cost.memory)));
+}
+
 void check_memory(const StepCost& cost, Index available_bytes, Index ranks_per_host) {
     const Index limit = available_bytes / ranks_per_host;
     if (cost.memory_bytes() <= limit) return;
-    std::vector<MemoryUse> uses = cost.memory;
-    std::sort(uses.begin(), uses.end(),
-              [](const MemoryUse& a, const MemoryUse& b) { return a.bytes > b.bytes; });
-    std::string largest;
+    std::vector<MemoryUse> largest = by_size(cost.memory);
+    largest.resize(std::min<std::size_t>(3, largest.size()));
     std::vector<std::string> remedies;
-    for (std::size_t i = 0; i < 3; ++i) {
-        largest +=
-            fmt::format("{}{} {}", i == 0 ? "" : ", ", uses[i].purpose, gigabytes(uses[i].bytes));
-        if (std::find(remedies.begin(), remedies.end(), uses[i].smaller) == remedies.end())
-            remedies.push_back(uses[i].smaller);
-    }
+    for (const MemoryUse& use : largest)
+        if (std::find(remedies.begin(), remedies.end(), use.smaller) == remedies.end())
+            remedies.push_back(use.smaller);
     user_error(
         "a rank needs {} of memory ({}), but the host has {} for each of its {} rank{}; "
         "{}",
-        gigabytes(cost.memory_bytes()), largest, gigabytes(limit), ranks_per_host,
+        sized(cost.memory_bytes()), listed(largest), sized(limit), ranks_per_host,
         ranks_per_host == 1 ? "" : "s", fmt::join(remedies, ", or "));
 }
 

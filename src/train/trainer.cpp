@@ -1,13 +1,30 @@
 #include "clt/train/trainer.hpp"
 
+#include "clt/base/log.hpp"
 #include "clt/data/sources.hpp"
+#include "clt/train/cost_query.hpp"
 #include "train/run.hpp"
 
 namespace clt {
+namespace {
+
+// Before the run folder is made and anything large is allocated.
+void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& backend) {
+    const DataShape data = data_shape(ActivationDataset(job.data.path, grid.all()));
+    CostQuery query = cost_query(job, data, grid.data_parts(), grid.feature_parts());
+    query.tile =
+        backend.encode_tile(grid.replica_tokens(job.data.batch_tokens).size(), data.d_model);
+    const StepCost cost = step_cost(query);
+    check_memory(cost, grid.all());
+    log_info("memory: {}", memory_summary(cost));
+}
+
+}  // namespace
 
 int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
           const Communicator& world) {
     const ProcessGrid grid(world, job.grid);
+    check_it_fits(job, grid, backend);
     const RunFolder folder = open_run_folder(job.job.output, options, grid.all());
     RunSources sources;
     sources.training =

@@ -70,6 +70,9 @@ StepCost step_cost(const CostQuery& query);
 double floor_s(const StageFloor& stage, const Machine& machine);
 double floor_s(const StepCost& cost, const Machine& machine);
 
+/// "940 MB a rank: optimiser moments 453 MB, parameters 227 MB, ...", largest first.
+std::string memory_summary(const StepCost& cost);
+
 /// Throws UserError, naming the largest purposes and what makes them smaller, when a rank's memory
 /// is over what a host with available_bytes has for each of its ranks. Not collective.
 void check_memory(const StepCost& cost, Index available_bytes, Index ranks_per_host);
