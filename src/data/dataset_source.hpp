@@ -1,0 +1,58 @@
+// The batch source over an activation data set: reader, batch maker and their threads, put together
+// and torn down as a whole.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "clt/comm/process_grid.hpp"
+#include "clt/data/batch_source.hpp"
+#include "data/row_converter.hpp"
+#include "data/sampler.hpp"
+#include "data/window_reader.hpp"
+
+namespace clt {
+
+/// What the order of tokens depends on, beside the data.
+struct DatasetSourcePlan {
+    std::vector<Unit> units;
+    Sampling sampling = Sampling::sequential;
+    std::uint64_t seed = 0;
+    Index batch_tokens = 0;
+    Index prefetch = 0;
+    std::string settings;  // in words; a cursor of other settings is refused
+};
+
+class DatasetSource final : public BatchSource {
+  public:
+    /// Collective over grid.all(), as is destruction. The grid must outlive it.
+    DatasetSource(std::shared_ptr<const ActivationDataset> dataset, DatasetSourcePlan plan,
+                  RowConverter converter, const ProcessGrid& grid);
+    ~DatasetSource() override;
+
+    Index layers() const override;
+    Index d_model() const override;
+    Index tokens() const override;
+    HostBatch next() override;
+    void quiesce() override;
+    std::string cursor() const override;
+    void seek(const std::string& cursor) override;
+    const std::vector<float>& error_scale() const override;
+
+  private:
+    struct Shared;    // what threads use; leaked with them when they have to be abandoned
+    struct Pipeline;  // what is under way, from one position on
+
+    std::string fingerprint() const;
+    void stop();
+
+    const ProcessGrid* grid_;
+    Communicator control_;
+    std::shared_ptr<Shared> shared_;
+    std::unique_ptr<Pipeline> pipeline_;  // made by the first next()
+    StreamPosition position_;
+    bool over_ = false;
+};
+
+}  // namespace clt

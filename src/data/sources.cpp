@@ -1,0 +1,115 @@
+#include "clt/data/sources.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "clt/base/log.hpp"
+#include "clt/data/dataset.hpp"
+#include "data/dataset_source.hpp"
+
+namespace clt {
+namespace {
+
+/// Rows at the end of a chunk that are held out. Rows are in random order since generation.
+Index held_out_rows(Index rows, double fraction) {
+    return std::llround(static_cast<double>(rows) * fraction);
+}
+
+std::vector<Unit> training_units(const ActivationDataset& dataset, const DataConfig& config) {
+    std::vector<Unit> units;
+    for (std::size_t chunk = 0; chunk < dataset.chunks().size(); ++chunk) {
+        const Index all = dataset.chunks()[chunk].rows;
+        const Index rows = all - held_out_rows(all, config.holdout_fraction);
+        const Index window = config.window_tokens > 0 ? config.window_tokens : rows;
+        const Index pieces = rows == 0 ? 0 : (rows + window - 1) / window;
+        for (Index piece = 0; piece < pieces; ++piece) {
+            const Shard part = shard_of(rows, piece, pieces);
+            units.push_back({chunk, part.begin, part.size()});
+        }
+    }
+    return units;
+}
+
+/// Pieces of a batch, at most max_tokens (0: all), from the held-out rows or from all.
+std::vector<Unit> evaluation_units(const ActivationDataset& dataset, double fraction,
+                                   Index batch_tokens, Index max_tokens) {
+    std::vector<Unit> units;
+    Index left = max_tokens > 0 ? max_tokens : dataset.tokens();
+    for (std::size_t chunk = 0; chunk < dataset.chunks().size(); ++chunk) {
+        const Index end = dataset.chunks()[chunk].rows;
+        for (Index at = end - held_out_rows(end, fraction); at < end && left > 0;) {
+            const Index rows = std::min({batch_tokens, end - at, left});
+            units.push_back({chunk, at, rows});
+            at += rows;
+            left -= rows;
+        }
+    }
+    return units;
+}
+
+std::string describe(const DataConfig& config) {
+    std::string text = fmt::format("sampling = {}, window_tokens = {}, holdout_fraction = {}",
+                                   config.sampling, config.window_tokens, config.holdout_fraction);
+    if (config.sampling == "random_chunk")
+        text += fmt::format(", batch_tokens = {}", config.batch_tokens);
+    return text;
+}
+
+std::shared_ptr<const ActivationDataset> open(const std::string& path, const ProcessGrid& grid) {
+    return std::make_shared<const ActivationDataset>(path, grid.all());
+}
+
+}  // namespace
+
+std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std::uint64_t seed,
+                                                  const ProcessGrid& grid) {
+    const auto dataset = open(config.path, grid);
+    DatasetSourcePlan plan{.units = training_units(*dataset, config),
+                           .sampling = config.sampling == "random_chunk" ? Sampling::random_chunk
+                                                                         : Sampling::sequential,
+                           .seed = seed,
+                           .batch_tokens = config.batch_tokens,
+                           .prefetch = config.prefetch,
+                           .settings = describe(config)};
+    if (plan.units.empty())
+        user_error("{}: has no tokens to train on (total_tokens = {}, holdout_fraction = {})",
+                   config.path, dataset->tokens(), config.holdout_fraction);
+    const auto largest =
+        std::max_element(plan.units.begin(), plan.units.end(),
+                         [](const Unit& a, const Unit& b) { return a.rows < b.rows; });
+    // Two windows stay in memory: with more, nearly every batch has to read its own.
+    if (plan.sampling == Sampling::random_chunk && plan.units.size() > 2 &&
+        largest->rows > 4 * config.batch_tokens)
+        log_warning(
+            "data.sampling = random_chunk reads up to {} rows for a batch of {}; "
+            "data.window_tokens = {} reads only what is used",
+            largest->rows, config.batch_tokens, config.batch_tokens);
+    return std::make_unique<DatasetSource>(
+        dataset, std::move(plan), RowConverter(*dataset, *dataset, config.normalization), grid);
+}
+
+std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, Index max_tokens,
+                                                    bool whole, const ProcessGrid& grid) {
+    const bool second = !whole && !config.evaluation_path.empty();
+    if (!whole && !second && config.holdout_fraction == 0) return nullptr;
+    const auto training = open(config.path, grid);
+    const auto dataset = second ? open(config.evaluation_path, grid) : training;
+    if (dataset->layers() != training->layers() || dataset->d_model() != training->d_model())
+        user_error("{}: {} layers of width {}, expected {} of {} as in {}", dataset->path(),
+                   dataset->layers(), dataset->d_model(), training->layers(), training->d_model(),
+                   training->path());
+    DatasetSourcePlan plan{
+        .units = evaluation_units(*dataset, whole || second ? 1.0 : config.holdout_fraction,
+                                  config.batch_tokens, max_tokens),
+        .sampling = Sampling::in_order,
+        .batch_tokens = config.batch_tokens,
+        .prefetch = config.prefetch,
+        .settings = fmt::format("at most {} tokens in order, holdout_fraction = {}", max_tokens,
+                                config.holdout_fraction)};
+    if (plan.units.empty()) return nullptr;
+    // The model learned from data scaled by the training set's statistics, so those count here too.
+    return std::make_unique<DatasetSource>(
+        dataset, std::move(plan), RowConverter(*dataset, *training, config.normalization), grid);
+}
+
+}  // namespace clt
