@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <functional>
 
+#include "clt/train/metrics.hpp"
 #include "golden/golden_case.hpp"
 
 namespace clt::reference {
@@ -151,11 +152,60 @@ void check_step(const GoldenCase& golden) {
     }
 }
 
+// The evaluator's numbers are shares and logarithms: 2e-5 absolute, or relative above 1.
+void check_metrics(const GoldenCase& golden) {
+    const Communicator world = Communicator::world();
+    const Shape& shape = golden.setup.shape;
+    const auto expect = [&](double got, const std::string& key) {
+        const double wanted = golden.metrics.at(key);
+        EXPECT_TRUE(std::abs(got - wanted) <= tolerance * std::max(1.0, std::abs(wanted)))
+            << key << ": " << got << ", golden " << wanted;
+    };
+    for (const auto& [data, feature] : grids_of(world.size())) {
+        SCOPED_TRACE(fmt::format("grid {} x {}", data, feature));
+        GridStep step(world, data, feature, golden.setup);
+        step.set(golden.initial);
+        const Step::EvaluationSums sums = step.sums(golden.steps[0].batch);
+        const Evaluation got = evaluation_of(sums, shape);
+        expect(got.explained_variance, "reconstruction/explained_variance");
+        expect(got.nmse, "reconstruction/normalized_mean_reconstruction_error");
+        expect(got.l0, "sparsity/total_l0");
+        expect(got.l0_mean, "sparsity/avg_l0");
+        expect(got.sparsity_fraction, "sparsity/sparsity_fraction");
+        expect(got.log10_density_mean, "sparsity/feature_density_mean");
+        expect(got.active_tokens_mean, "sparsity/consistent_activation_heuristic_mean");
+        for (Index l = 0; l < shape.layers; ++l) {
+            const LayerEvaluation& layer = got.layers[static_cast<std::size_t>(l)];
+            const std::string name = "layer_" + std::to_string(l);
+            const auto expect_layer = [&](double value, const std::string& key) {
+                const double wanted = golden.metrics.at("layerwise/" + key).at(name);
+                EXPECT_TRUE(std::abs(value - wanted) <= tolerance * std::max(1.0, std::abs(wanted)))
+                    << key << " " << name << ": " << value << ", golden " << wanted;
+            };
+            expect_layer(layer.nmse, "normalized_mse");
+            expect_layer(layer.explained_variance, "explained_variance");
+            expect_layer(layer.l0, "l0");
+            const Vector density =
+                golden.metrics.at("layerwise/log_feature_density").at(name).get<Vector>();
+            for (Index f = 0; f < shape.features; ++f) {
+                const auto fired = static_cast<double>(
+                    sums.fired_tokens[static_cast<std::size_t>(l * shape.features + f)]);
+                const double value = std::log10(fired / static_cast<double>(sums.tokens) + 1e-10);
+                EXPECT_TRUE(std::abs(value - density[static_cast<std::size_t>(f)]) <= tolerance)
+                    << name << " feature " << f;
+            }
+        }
+    }
+}
+
 TEST(Golden, OracleAgrees) {
     for_each_case(false, check_oracle);
 }
 TEST(Golden, StepAgreesOnEveryGrid) {
     for_each_case(false, check_step);
+}
+TEST(Golden, EvaluationAgreesOnEveryGrid) {
+    for_each_case(true, check_metrics);
 }
 
 }  // namespace

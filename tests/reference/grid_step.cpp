@@ -1,8 +1,9 @@
 #include "reference/grid_step.hpp"
 
-#include <cmath>
+#include <algorithm>
 
 #include "clt/memory/raw.hpp"
+#include "train/optimizer.hpp"
 
 namespace clt::reference {
 namespace {
@@ -59,23 +60,11 @@ StepResult GridStep::with_slice(const Batch& batch,
 }
 
 StepResult GridStep::train(const Batch& batch, double lambda, double learning_rate) {
-    const OptimizerConfig& optimizer = setup_.optimizer;
-    const auto t = static_cast<double>(++steps_);
-    StepScalars scalars;
-    AdamStep& adam = scalars.adam;
-    adam.step_size = static_cast<float>(learning_rate / (1 - std::pow(optimizer.beta1, t)));
-    adam.decay = optimizer.kind == "adamw"
-                     ? static_cast<float>(learning_rate * optimizer.weight_decay)
-                     : 0.0F;
-    adam.beta1 = static_cast<float>(optimizer.beta1);
-    adam.beta2 = static_cast<float>(optimizer.beta2);
-    adam.epsilon = static_cast<float>(optimizer.epsilon);
-    adam.inverse_root_correction2 =
-        static_cast<float>(1 / std::sqrt(1 - std::pow(optimizer.beta2, t)));
-    scalars.adam_bias = adam;
-    if (!optimizer.reference_biases) scalars.adam_bias.decay = 0;
-    scalars.reference_biases = optimizer.reference_biases;
-    scalars.gradient_clip = optimizer.gradient_clip;
+    ScheduleConfig schedule;
+    schedule.kind = "constant";
+    OptimizerConfig optimizer = setup_.optimizer;
+    optimizer.learning_rate = learning_rate;
+    StepScalars scalars = step_scalars(optimizer, schedule, setup_.loss, steps_++);
     scalars.sparsity = lambda;
     return with_slice(batch, [&](const HostBatch& host) { return step_->train(host, scalars); });
 }
