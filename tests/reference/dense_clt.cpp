@@ -111,7 +111,9 @@ std::vector<bool> DenseClt::select(const Parameters& params, const Vector& pre,
         for (std::size_t i = 0; i < pre.size(); ++i)
             eligible[i] = model_.keep_negative ? !std::isnan(pre[i]) : pre[i] > 0;
         if (model_.activation == "batchtopk")
-            return keep_largest(ranking, eligible, static_cast<Index>(model_.k) * tokens);
+            return keep_largest(
+                ranking, eligible,
+                static_cast<Index>(std::floor(model_.k * static_cast<double>(tokens))));
         // The product is rounded to float before it is rounded up, as the reference does: 0.1 * 30
         // is 3 there, not 3.0000000000000004.
         const auto count = static_cast<Index>(
