@@ -36,7 +36,7 @@ void upload_uniform(Backend& backend, std::uint64_t seed, RandomPurpose purpose,
 
 Params::Params(Backend& backend, const Shape& shape, Shard features, const ModelConfig& config,
                std::uint64_t seed)
-    : shape_(shape), features_(features) {
+    : shape_(shape), features_(features), thresholds_(config.activation == "jumprelu") {
     CLT_CHECK(shape.layers > 0 && shape.d_model > 0 && shape.features > 0);
     const Index local = features.size();
     const Index d = shape.d_model;
@@ -59,7 +59,7 @@ Params::Params(Backend& backend, const Shape& shape, Shard features, const Model
                        decoder_bound, decoder_.back().value.span());
         decoder_id += static_cast<std::uint64_t>(shape.features * width);
     }
-    if (config.activation == "jumprelu") {
+    if (thresholds_) {
         log_threshold_ = make_store(backend, local_rows());
         const std::vector<float> initial(static_cast<std::size_t>(local_rows()),
                                          static_cast<float>(std::log(config.threshold)));
@@ -116,7 +116,7 @@ std::vector<ParamArray> Params::arrays() {
     for (Index layer = 0; layer < shape_.layers; ++layer)
         add(fmt::format("decoder/layer_{}/weight", layer), decoder(layer));
     all.push_back({"decoder/bias", decoder_bias(), 0, shape_.layers});
-    if (log_threshold_.value.size() > 0)
+    if (thresholds_)
         for (Index layer = 0; layer < shape_.layers; ++layer)
             add(fmt::format("threshold/layer_{}", layer),
                 view(log_threshold_, layer * local, local, 1));

@@ -116,7 +116,10 @@ void Selection::encode(Matrix<const float> x, const Problem& problem, double* ne
     const Shape& shape = params_.shape();
     const Index d = shape.d_model;
     const Index local = params_.features().size();
-    const Index tile = backend_.encode_tile(x.rows, d);
+    // Replicas share a shard and meet in the sums of every tile, so the tile must not depend on a
+    // replica's own number of tokens, which differs by one.
+    const Index replicas = grid_.data_parts();
+    const Index tile = backend_.encode_tile((problem.tokens + replicas - 1) / replicas, d);
     const Index limit = std::max(2 * problem.budget * problem.groups, smallest_limit);
     const Span<float> bound = bound_.span().subspan(0, problem.groups);
     tile_.reserve_discarding(backend_.memory(), tile * x.rows, Purpose::workspace);
@@ -126,11 +129,11 @@ void Selection::encode(Matrix<const float> x, const Problem& problem, double* ne
 
     for (Index layer = 0; layer < shape.layers; ++layer) {
         const Matrix<const float> x_layer(
-            x.elements.subspan(layer * d, x.elements.size() - layer * d), x.rows, d, x.stride);
+            x.rows == 0 ? x.elements : x.elements.subspan(layer * d, x.elements.size() - layer * d),
+            x.rows, d, x.stride);
         const ParamRows weight = params_.encoder(layer);
         const Span<float> bias = params_.encoder_bias().value.elements;
         const Span<float> threshold = params_.log_threshold().value.elements;
-        // Replicas share a shard, so they walk the same tiles and meet in the sums.
         for (Index f = 0; f < local; f += tile) {
             const Index n = std::min(tile, local - f);
             const Index row = layer * local + f;

@@ -38,9 +38,9 @@ class Params {
     ParamRows decoder(Index layer);  // [F_p, (L - layer) d]
     ParamRows decoder_bias();        // [L, d]
 
-    /// Every array, in file order: encoder/layer_l/{weight [F, d], bias [F, 1]},
-    /// decoder/layer_l/weight [F, (L-l) d], decoder/bias [L, d], threshold/layer_l [F, 1]
-    /// (jumprelu: natural log).
+    /// Every array, the same list on every rank (an empty shard has arrays of 0 rows), in file
+    /// order: encoder/layer_l/{weight [F, d], bias [F, 1]}, decoder/layer_l/weight [F, (L-l) d],
+    /// decoder/bias [L, d], threshold/layer_l [F, 1] (jumprelu: natural log).
     std::vector<ParamArray> arrays();
 
   private:
@@ -52,6 +52,7 @@ class Params {
 
     Shape shape_;
     Shard features_;
+    bool thresholds_;
     Store encoder_;
     Store encoder_bias_;
     Store log_threshold_;
