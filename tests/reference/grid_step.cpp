@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "clt/memory/raw.hpp"
-#include "train/optimizer.hpp"
+#include "clt/train/optimizer.hpp"
 
 namespace clt::reference {
 namespace {
