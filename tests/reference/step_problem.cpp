@@ -1,4 +1,4 @@
-#include "mpi/step_problem.hpp"
+#include "reference/step_problem.hpp"
 
 #include <gtest/gtest.h>
 

@@ -4,7 +4,7 @@
 
 #include <array>
 
-#include "mpi/step_problem.hpp"
+#include "reference/step_problem.hpp"
 
 namespace clt::reference {
 namespace {
