@@ -88,7 +88,9 @@ std::string DatasetWriter::settings() const {
     const auto further = ordered_json::parse(config_.provenance, nullptr, false);
     CLT_CHECK(further.is_object(), "provenance is not a JSON object");
     for (const auto& [key, value] : further.items()) {
-        CLT_CHECK(!all.contains(key), "provenance repeats {}", key);
+        CLT_CHECK(
+            !all.contains(key) && key != "total_tokens" && key != "created" && key != "generator",
+            "provenance repeats {}", key);
         all[key] = value;
     }
     return all.dump();

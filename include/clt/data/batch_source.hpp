@@ -13,7 +13,7 @@ namespace clt {
 
 class BatchSource {
   public:
-    virtual ~BatchSource() = default;
+    virtual ~BatchSource() = default;  // collective over the grid
 
     virtual Index layers() const = 0;
     virtual Index d_model() const = 0;
@@ -22,9 +22,9 @@ class BatchSource {
 
     /// The next batch, valid until the next call. A training source never ends (epochs reshuffle
     /// and follow each other without a gap); an evaluation source makes one pass with a smaller
-    /// last batch, then returns tokens
-    /// == 0. Collective over the grid. Throws UserError on a NaN or infinity, naming chunk, layer
-    /// and row.
+    /// last batch, then returns tokens == 0 until a seek. The first call starts background reads,
+    /// and so does the first behind a quiesce. Collective over the grid. Throws UserError on a NaN
+    /// or infinity, naming chunk, layer and row.
     virtual HostBatch next() = 0;
 
     /// Waits until no background read runs. HDF5 has one owner at a time: call it before any other
