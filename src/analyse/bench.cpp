@@ -7,11 +7,12 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "analyse/floor.hpp"
+#include "analyse/rates.hpp"
 #include "analyse/synthetic.hpp"
 #include "clt/base/log.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/base/version.hpp"
+#include "clt/model/cost.hpp"
 #include "clt/model/step.hpp"
 #include "clt/train/optimizer.hpp"
 
@@ -92,22 +93,30 @@ std::string bench_step(const BenchOptions& options, Backend& backend, const Comm
     model.activation = options.activation;
     model.k = options.k;
 
-    const MachineRates rates = measure_rates(backend, grid.replica_tokens(options.batch).size(),
-                                             options.d_model, grid.all());
+    CostQuery query;
+    query.shape = shape;
+    query.model = model;
+    query.batch_tokens = options.batch;
+    query.data_parts = grid.data_parts();
+    query.feature_parts = grid.feature_parts();
+    const Index replica_tokens = grid.replica_tokens(options.batch).size();
+    query.tile = backend.encode_tile(replica_tokens, options.d_model);
+    const StepCost cost = step_cost(query);
+    check_memory(cost, grid.all());
+
+    const Machine machine = measure_rates(backend, replica_tokens, options.d_model, grid.all());
     const Timings timings = time_steps(options, model, backend, grid);
-    const StepFloor floor = step_floor(shape, options.batch, timings.last.l0, grid, rates);
     const double step_s = median(timings.step_s);
 
     nlohmann::ordered_json json;
     json["step_s"] = step_s;
     json["step_s_min"] = *std::min_element(timings.step_s.begin(), timings.step_s.end());
     json["tokens_per_s"] = static_cast<double>(options.batch) / step_s;
-    json["floor_s"] = floor.total_s();
-    json["ratio_to_floor"] = step_s / floor.total_s();
-    json["floor"] = {{"encode", floor.encode_s},
-                     {"decode", floor.decode_s},
-                     {"rows", floor.rows_s},
-                     {"batch", floor.batch_s}};
+    json["floor_s"] = floor_s(cost, machine);
+    json["ratio_to_floor"] = step_s / floor_s(cost, machine);
+    json["floor"] = nlohmann::ordered_json::object();
+    for (const StageFloor& stage : cost.stages)
+        json["floor"][stage.stage] = floor_s(stage, machine);
     json["stages"] = nlohmann::ordered_json::object();
     for (std::size_t i = 0; i < timings.stage_names.size(); ++i)
         json["stages"][timings.stage_names[i]] = median(timings.stages_s[i]);
@@ -121,8 +130,8 @@ std::string bench_step(const BenchOptions& options, Backend& backend, const Comm
     json["ranks"] = world.size();
     json["grid"] = {{"data", grid.data_parts()}, {"feature", grid.feature_parts()}};
     json["threads"] = omp_get_max_threads();
-    json["flop_per_s"] = rates.flop_per_s;
-    json["bytes_per_s"] = rates.bytes_per_s;
+    json["gflops"] = machine.gflops;
+    json["gbytes_per_s"] = machine.gbytes_per_s;
     json["layers"] = options.layers;
     json["d_model"] = options.d_model;
     json["features"] = options.features;
