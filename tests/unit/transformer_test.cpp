@@ -115,20 +115,28 @@ TEST(Transformer, TinyModelGivesTheExpectedLossAndEveryArgmax) {
 
 TEST(Transformer, EveryTapAndLogitMatchesTheOracle) {
     const auto backend = make_backend("cpu");
-    for (const char* activation : {"gelu_new", "gelu", "relu"}) {
-        const Scratch folder;
-        RandomGpt2 random;
-        random.activation = activation;
-        random.tied = activation != std::string("gelu");
-        random.fill(7);
-        random.write(folder.path());
-        Transformer model(folder.path(), *backend);
-        EXPECT_EQ(model.config().tied_unembedding, random.tied);
-        SequenceBatch batch;
-        const Ids ids = random_ids(80, random.vocabulary, 3);
-        batch.add(ids);
-        expect_equals(run(*backend, model, batch), 0, Gpt2Oracle(random).run(ids), model.config());
-    }
+    struct Heads {
+        Index d, heads;
+    };
+    // Head widths 8, 80, 48 and 17: every tile of the attention kernel and its padding.
+    for (const auto& [d, heads] : {Heads{24, 3}, Heads{80, 1}, Heads{96, 2}, Heads{34, 2}})
+        for (const char* activation : {"gelu_new", "gelu", "relu"}) {
+            const Scratch folder;
+            RandomGpt2 random;
+            random.d = d;
+            random.heads = heads;
+            random.activation = activation;
+            random.tied = activation != std::string("gelu");
+            random.fill(7);
+            random.write(folder.path());
+            Transformer model(folder.path(), *backend);
+            EXPECT_EQ(model.config().tied_unembedding, random.tied);
+            SequenceBatch batch;
+            const Ids ids = random_ids(80, random.vocabulary, 3);
+            batch.add(ids);
+            expect_equals(run(*backend, model, batch), 0, Gpt2Oracle(random).run(ids),
+                          model.config());
+        }
 }
 
 TEST(Transformer, ASequenceDoesNotSeeTheOthersOfItsBatch) {
