@@ -180,6 +180,15 @@ std::vector<Batch> make_batches(const std::deque<RowStream::Sequence>& sequences
     return batches;
 }
 
+// Rows in `range` of the sequences of batches [mine).
+Index rows_of(const std::deque<RowStream::Sequence>& sequences, const std::vector<Batch>& batches,
+              Shard mine, Shard range) {
+    if (mine.size() == 0) return 0;
+    const auto& first = sequences[batches[static_cast<std::size_t>(mine.begin)].first];
+    const auto& last = sequences[batches[static_cast<std::size_t>(mine.end - 1)].last - 1];
+    return std::min(range.end, last.first_row + last.rows) - std::max(range.begin, first.first_row);
+}
+
 class Generator {
   public:
     Generator(const GenerateJob& job, Backend& backend, Transformer& model)
@@ -292,8 +301,17 @@ GenerateResult generate(const GenerateJob& job, Backend& backend, const Communic
         world.together([&] {
             const std::vector<Batch> batches =
                 make_batches(stream.sequences(), end, job.data.batch_tokens);
+            if (static_cast<int>(batches.size()) < world.size() &&
+                end - begin >= job.data.chunk_tokens)
+                log_warning(
+                    "a chunk has {} batches for {} ranks, some have nothing to do: lower "
+                    "data.batch_tokens or raise data.chunk_tokens",
+                    batches.size(), world.size());
             const Shard mine =
                 shard_of(static_cast<Index>(batches.size()), world.rank(), world.size());
+            // Growing step by step would need twice the chunk's memory.
+            rows.reserve(static_cast<std::size_t>(
+                rows_of(stream.sequences(), batches, mine, {begin, end}) * generator.row_width()));
             for (Index i = mine.begin; i < mine.end; ++i) {
                 generator.run(stream, batches[static_cast<std::size_t>(i)], {begin, end}, rows);
                 // The other ranks are about as far.
