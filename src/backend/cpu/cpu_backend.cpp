@@ -36,11 +36,6 @@ void CpuBackend::zero_bytes(void* device, std::size_t bytes) {
     if (bytes > 0) std::memset(device, 0, bytes);
 }
 
-float* CpuBackend::float_scratch(Index n) {
-    float_scratch_.reserve_discarding(memory_, n, Purpose::workspace);
-    return raw(float_scratch_.span());
-}
-
 double* CpuBackend::double_scratch(Index n) {
     double_scratch_.reserve_discarding(memory_, n, Purpose::workspace);
     return raw(double_scratch_.span());

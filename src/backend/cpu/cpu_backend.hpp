@@ -116,12 +116,10 @@ class CpuBackend final : public Backend {
 
   private:
     /// Scratch memory of one call; a later call may reuse it.
-    float* float_scratch(Index n);
     double* double_scratch(Index n);
     Index* index_scratch(Index n);
 
     HostMemory memory_;  // outlives the buffers below
-    Buffer<float> float_scratch_;
     Buffer<double> double_scratch_;
     Buffer<Index> index_scratch_;
     Candidates kept_;  // keep() writes here, then swaps

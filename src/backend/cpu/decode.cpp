@@ -1,6 +1,8 @@
-// Sparse decode. Not a gather by token: that reads k decoder rows for each of B tokens. Columns are
-// the outer loop and rows the inner one, so each decoder element is read from memory once, stays in
-// a register for all tokens of its feature, and lands in a panel of the output that stays in cache.
+// Sparse decode. Not a gather by token: that reads k decoder rows for each of B tokens. Rows are
+// the outer loop: each decoder row streams from memory once, stays in registers for all tokens of
+// its feature, and is added to the output, which stays in the outer cache. Threads share the
+// columns. Panels of 128 columns, with the output in the L2, measured twice as slow: the rows then
+// come in pieces of 512 bytes.
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
 #include "backend/cpu/simd.hpp"
@@ -12,78 +14,53 @@ using cpu::row_of;
 
 namespace {
 
-// Columns of a panel: 8 registers of 16; at B = 1024 the panel takes 512 KB, half an L2.
-constexpr Index panel_columns = 128;
-
-// Columns [first, first + width) of the output, all of one target layer.
-struct Panel {
-    Index target;
-    Index first;
-    Index width;
-};
-
-// The last targets first: they have the most sources, and threads take panels in turn.
-std::vector<Panel> panels_of(Index layers, Index d) {
-    std::vector<Panel> panels;
-    for (Index target = layers - 1; target >= 0; --target)
-        for (Index at = 0; at < d; at += panel_columns)
-            panels.push_back({target, target * d + at, std::min(panel_columns, d - at)});
-    return panels;
+// Where thread `part` starts: columns before it hold part / parts of the work. A target layer's
+// columns cost as much as it has sources. A multiple of a register, save L * d itself.
+Index column_at_share(Index layers, Index d, Index part, Index parts) {
+    if (part == parts) return layers * d;
+    Index cost = d * layers * (layers + 1) / 2 * part / parts;
+    Index target = 0;
+    while (cost >= (target + 1) * d) cost -= ++target * d;
+    return (target * d + cost / (target + 1)) / lanes * lanes;
 }
 
-struct Rows {
-    const Index* row_start;  // of the layer's first row
+struct Entries {
+    const Index* row_start;
     const std::int32_t* token;
     const float* value;
-    const float* weight;  // of the first row, at the panel's column
-    Index stride;
-    Index count;
 };
 
-// sum[token, 0 .. 16 N) += value * weight; rows of `sum` are panel_columns apart.
+// out[token, 0 .. 16 N) += value * weight for entries [begin, end) of one row.
 template <int N>
-void add_rows(const Rows& rows, float* panel) {
-    for (Index row = 0; row < rows.count; ++row) {
-        const Index end = rows.row_start[row + 1];
-        Index i = rows.row_start[row];
-        if (i == end) continue;
-        const float* weight = rows.weight + row * rows.stride;
-        cpu::Vec w[N];
+void add_block(const Entries& entries, Index begin, Index end, const float* weight, float* out,
+               Index stride) {
+    cpu::Vec w[N];
 #pragma GCC unroll 8
-        for (int n = 0; n < N; ++n) w[n] = cpu::load(weight + n * lanes);
-        for (; i < end; ++i) {
-            const float value = rows.value[i];
-            if (value == 0) continue;  // jumprelu keeps entries for their threshold alone
-            float* out = panel + rows.token[i] * panel_columns;
+    for (int n = 0; n < N; ++n) w[n] = cpu::load(weight + n * lanes);
+    for (Index i = begin; i < end; ++i) {
+        const float value = entries.value[i];
+        if (value == 0) continue;  // jumprelu keeps entries for their threshold alone
+        float* to = out + entries.token[i] * stride;
 #pragma GCC unroll 8
-            for (int n = 0; n < N; ++n)
-                cpu::store(out + n * lanes, cpu::load(out + n * lanes) + value * w[n]);
-        }
+        for (int n = 0; n < N; ++n)
+            cpu::store(to + n * lanes, cpu::load(to + n * lanes) + value * w[n]);
     }
 }
 
-void add_rows_tail(const Rows& rows, Index width, float* panel) {
-    for (Index row = 0; row < rows.count; ++row) {
-        const float* weight = rows.weight + row * rows.stride;
-        for (Index i = rows.row_start[row]; i < rows.row_start[row + 1]; ++i) {
-            if (rows.value[i] == 0) continue;
-            float* out = panel + rows.token[i] * panel_columns;
-            for (Index j = 0; j < width; ++j) out[j] += rows.value[i] * weight[j];
-        }
+void add_row(const Entries& entries, Index row, const float* weight, Index width, float* out,
+             Index stride) {
+    const Index begin = entries.row_start[row];
+    const Index end = entries.row_start[row + 1];
+    if (begin == end) return;
+    const Index rest = cpu::for_blocks(width, [&]<int n>(std::integral_constant<int, n>, Index at) {
+        add_block<n>(entries, begin, end, weight + at, out + at, stride);
+    });
+    if (rest == width) return;
+    for (Index i = begin; i < end; ++i) {
+        if (entries.value[i] == 0) continue;
+        float* to = out + entries.token[i] * stride;
+        for (Index j = rest; j < width; ++j) to[j] += entries.value[i] * weight[j];
     }
-}
-
-void add_panel(Rows rows, Index width, float* panel) {
-    const auto advance = [&](Index columns) {
-        rows.weight += columns;
-        panel += columns;
-        width -= columns;
-    };
-    if (width == 8 * lanes) return add_rows<8>(rows, panel);
-    if (width >= 4 * lanes) add_rows<4>(rows, panel), advance(4 * lanes);
-    if (width >= 2 * lanes) add_rows<2>(rows, panel), advance(2 * lanes);
-    if (width >= lanes) add_rows<1>(rows, panel), advance(lanes);
-    if (width > 0) add_rows_tail(rows, width, panel);
 }
 
 }  // namespace
@@ -95,32 +72,26 @@ void CpuBackend::decode(const ActiveSet& active, std::span<const Matrix<const fl
     CLT_CHECK(active.tokens == out.rows);
     const Index features = active.rows / layers;
     const Index d = out.cols / layers;
-    const Index* row_start = raw(active.row_start.span());
-    const std::vector<Panel> panels = panels_of(layers, d);
-    const Index panel_size = out.rows * panel_columns;
-    // Panels are packed: rows of `out` are a multiple of 4 KiB apart in the usual models, and such
-    // columns would share a few cache sets.
-    float* scratch = float_scratch(omp_get_max_threads() * panel_size);
+    for (Index layer = 0; layer < layers; ++layer) {
+        const Matrix<const float>& weight = decoder[static_cast<std::size_t>(layer)];
+        CLT_CHECK(weight.rows == features && weight.cols == (layers - layer) * d, "layer {}",
+                  layer);
+    }
+    const Entries entries{raw(active.row_start.span()), raw(active.token.span()),
+                          raw(active.value.span())};
 #pragma omp parallel
     {
-        float* sum = scratch + omp_get_thread_num() * panel_size;
-#pragma omp for schedule(dynamic, 1)
-        for (std::size_t p = 0; p < panels.size(); ++p) {
-            const Panel& panel = panels[p];
-            std::fill_n(sum, panel_size, 0.0F);
-            for (Index layer = 0; layer <= panel.target; ++layer) {
-                const Matrix<const float>& weight = decoder[static_cast<std::size_t>(layer)];
-                const Rows rows{row_start + layer * features,
-                                raw(active.token.span()),
-                                raw(active.value.span()),
-                                raw(weight) + panel.first - layer * d,
-                                weight.stride,
-                                features};
-                add_panel(rows, panel.width, sum);
-            }
-            for (Index token = 0; token < out.rows; ++token)
-                std::copy_n(sum + token * panel_columns, panel.width,
-                            row_of(out, token) + panel.first);
+        const Index threads = omp_get_num_threads();
+        const Index first = column_at_share(layers, d, omp_get_thread_num(), threads);
+        const Index end = column_at_share(layers, d, omp_get_thread_num() + 1, threads);
+        for (Index token = 0; token < out.rows; ++token)
+            std::fill_n(row_of(out, token) + first, end - first, 0.0F);
+        for (Index layer = 0; layer < layers && layer * d < end; ++layer) {
+            const Matrix<const float>& weight = decoder[static_cast<std::size_t>(layer)];
+            const Index begin = std::max(first, layer * d);
+            for (Index row = 0; row < features; ++row)
+                add_row(entries, layer * features + row, row_of(weight, row) + begin - layer * d,
+                        end - begin, raw(out) + begin, out.stride);
         }
     }
 }

@@ -1,4 +1,6 @@
 // The encoder's tiles and what is read off them while they are still in cache.
+#include <limits>
+
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
 #include "clt/backend/elementwise.hpp"
@@ -10,7 +12,7 @@ using cpu::row_of;
 namespace {
 
 // A tile of pre-activations that stays in the outer cache between the product and its scans.
-constexpr Index tile_bytes = Index{2} << 20;
+constexpr Index tile_bytes = Index{4} << 20;
 constexpr Index smallest_tile = 64;  // below, the product's packing of x costs more than the scans
 constexpr Index largest_tile = 1024;
 constexpr Index tile_multiple = 16;
@@ -33,11 +35,11 @@ template <bool per_token>
 struct RawScan {
     static constexpr bool ranked = true;
     const float* bound;
-    bool keep_negative;
+    float lowest;
 
     float score(float p) const { return p; }
     bool passes(float p, Index token) const {
-        return (p >= bound[per_token ? token : 0]) & ((p > 0) | keep_negative);
+        return (p >= bound[per_token ? token : 0]) & (p >= lowest);
     }
 };
 
@@ -45,12 +47,12 @@ template <bool per_token>
 struct ZscoreScan {
     static constexpr bool ranked = true;
     const float* bound;
-    bool keep_negative;
+    float lowest;
     ColumnMoments column;
 
     float score(float p) const { return zscore(p, column); }
     bool passes(float p, Index token) const {
-        return (score(p) >= bound[per_token ? token : 0]) & ((p > 0) | keep_negative);
+        return (score(p) >= bound[per_token ? token : 0]) & (p >= lowest);
     }
 };
 
@@ -192,21 +194,23 @@ void CpuBackend::collect(const CollectRule& rule, Matrix<const float> pre, Index
     const bool per_token = rule.activation == Activation::topk;
     CLT_CHECK(bound.size() == (per_token ? pre.cols : 1));
     const float* b = raw(bound);
-    const bool negative = rule.keep_negative;
+    // p > 0 written as p >= lowest: one compare that vectorises whatever the rule.
+    const float lowest = rule.keep_negative ? -std::numeric_limits<float>::infinity()
+                                            : std::numeric_limits<float>::denorm_min();
     if (rule.zscore) {
         CLT_CHECK(sums.size() == 2 * pre.rows);
         const auto column = [s = raw(sums), n = static_cast<double>(sum_tokens)](Index t) {
             return column_moments(s[2 * t], s[2 * t + 1], n);
         };
         if (per_token)
-            run([=](Index t) { return ZscoreScan<true>{b, negative, column(t)}; });
+            run([=](Index t) { return ZscoreScan<true>{b, lowest, column(t)}; });
         else
-            run([=](Index t) { return ZscoreScan<false>{b, negative, column(t)}; });
+            run([=](Index t) { return ZscoreScan<false>{b, lowest, column(t)}; });
     } else {
         if (per_token)
-            run([=](Index) { return RawScan<true>{b, negative}; });
+            run([=](Index) { return RawScan<true>{b, lowest}; });
         else
-            run([=](Index) { return RawScan<false>{b, negative}; });
+            run([=](Index) { return RawScan<false>{b, lowest}; });
     }
 }
 

@@ -1,7 +1,8 @@
 // Weight rows and their update in one visit: the gradient of a row is summed over the tokens of its
-// feature, used and forgotten; no dense gradient exists. A thread owns rows. The source matrix
-// (gradient or inputs) is packed into panels of columns, and a thread walks its rows once a panel:
-// what it gathers by token then comes from its L2, while weights and moments stream.
+// feature, used and forgotten; no dense gradient exists. A thread owns rows and walks each from end
+// to end, so weights and moments stream from memory; the source (gradient or inputs) is gathered by
+// token from the outer cache. Panels of columns, with the source in the L2, measured three times as
+// slow: the rows then come in pieces of 512 bytes.
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
 #include "backend/cpu/simd.hpp"
@@ -12,8 +13,6 @@ using cpu::lanes;
 using cpu::row_of;
 
 namespace {
-
-constexpr Index panel_columns = 128;  // 8 registers of 16 for the weights, 8 for the gradient
 
 struct Rows {
     const Index* row_start;  // of the first row
@@ -50,9 +49,9 @@ Shard thread_rows(const Index* row_start, Index rows, Index part, Index parts) {
             part + 1 == parts ? rows : row_at_cost(row_start, rows, cost.end)};
 }
 
-// g[0 .. 16 N) of one row from a panel's columns; the entries' dot products on the way.
+// g[0 .. 16 N) of one row; the entries' dot products on the way.
 template <int N, bool dot>
-void gather(const Rows& rows, Index begin, Index end, float coefficient, const float* panel,
+void gather(const Rows& rows, Index begin, Index end, float coefficient, const float* source,
             const float* weight, float* gradient) {
     cpu::Vec w[N];
     cpu::Vec g[N];
@@ -62,7 +61,7 @@ void gather(const Rows& rows, Index begin, Index end, float coefficient, const f
         g[n] = coefficient * w[n];
     }
     for (Index i = begin; i < end; ++i) {
-        const float* x = panel + rows.token[i] * panel_columns;
+        const float* x = source + rows.token[i] * rows.source.stride;
         const float factor = rows.factor[i];
         cpu::Vec product{};
 #pragma GCC unroll 8
@@ -78,11 +77,11 @@ void gather(const Rows& rows, Index begin, Index end, float coefficient, const f
 }
 
 template <bool dot>
-void gather_tail(const Rows& rows, Index begin, Index end, float coefficient, const float* panel,
+void gather_tail(const Rows& rows, Index begin, Index end, float coefficient, const float* source,
                  Index width, const float* weight, float* gradient) {
     for (Index j = 0; j < width; ++j) gradient[j] = coefficient * weight[j];
     for (Index i = begin; i < end; ++i) {
-        const float* x = panel + rows.token[i] * panel_columns;
+        const float* x = source + rows.token[i] * rows.source.stride;
         float product = 0;
         for (Index j = 0; j < width; ++j) {
             gradient[j] += rows.factor[i] * x[j];
@@ -92,81 +91,52 @@ void gather_tail(const Rows& rows, Index begin, Index end, float coefficient, co
     }
 }
 
+// One row: a block's gradient is made, then used while it is in the L1. Returns the sum of its
+// squares when nothing is updated.
 template <bool dot>
-void gather_panel(const Rows& rows, Index begin, Index end, float coefficient, const float* panel,
-                  Index width, const float* weight, float* gradient) {
-    const auto block = [&]<int n>(std::integral_constant<int, n>) {
-        if (width < n * lanes) return;
-        gather<n, dot>(rows, begin, end, coefficient, panel, weight, gradient);
-        panel += n * lanes;
-        weight += n * lanes;
-        gradient += n * lanes;
-        width -= n * lanes;
-    };
-    block(std::integral_constant<int, 8>{});
-    block(std::integral_constant<int, 4>{});
-    block(std::integral_constant<int, 2>{});
-    block(std::integral_constant<int, 1>{});
-    if (width > 0) gather_tail<dot>(rows, begin, end, coefficient, panel, width, weight, gradient);
-}
-
-void update(const AdamStep& step, Index n, const float* g, float* p, float* m, float* v) {
-#pragma omp simd
-    for (Index j = 0; j < n; ++j) adam_update(step, g[j], p[j], m[j], v[j]);
-}
-
-// Rows [range) at columns [first, first + width); squares[row] += squared gradient.
-template <bool dot>
-void walk(const Rows& rows, Shard range, Index first, Index width, const float* panel,
-          double* squares) {
-    alignas(64) float gradient[panel_columns];
-    for (Index row = range.begin; row < range.end; ++row) {
-        const Index begin = rows.row_start[row];
-        const Index end = rows.row_start[row + 1];
-        float* p = row_of(rows.params.value, row) + first;
-        const float coefficient = rows.coefficient == nullptr ? 0 : rows.coefficient[row];
-        if (begin == end && coefficient == 0) {
-            if (rows.adam == nullptr) continue;
-            std::fill_n(gradient, width, 0.0F);
-        } else {
-            gather_panel<dot>(rows, begin, end, coefficient, panel, width, p, gradient);
+double visit_row(const Rows& rows, Index row) {
+    const Index begin = rows.row_start[row];
+    const Index end = rows.row_start[row + 1];
+    const Index width = rows.params.value.cols;
+    const float coefficient = rows.coefficient == nullptr ? 0 : rows.coefficient[row];
+    if (begin == end && coefficient == 0 && rows.adam == nullptr) return 0;
+    const float* source = raw(rows.source);
+    float* p = row_of(rows.params.value, row);
+    float* m = row_of(rows.params.moment1, row);
+    float* v = row_of(rows.params.moment2, row);
+    alignas(64) float gradient[8 * lanes];
+    double squares = 0;
+    const auto use = [&](Index at, Index n) {
+        if (rows.adam == nullptr) {
+            squares += cpu::sum_of_squares(gradient, n);
+            return;
         }
-        if (rows.adam != nullptr)
-            update(*rows.adam, width, gradient, p, row_of(rows.params.moment1, row) + first,
-                   row_of(rows.params.moment2, row) + first);
-        else
-            squares[row] += cpu::sum_of_squares(gradient, width);
+#pragma omp simd
+        for (Index j = 0; j < n; ++j)
+            adam_update(*rows.adam, gradient[j], p[at + j], m[at + j], v[at + j]);
+    };
+    const Index rest = cpu::for_blocks(width, [&]<int n>(std::integral_constant<int, n>, Index at) {
+        gather<n, dot>(rows, begin, end, coefficient, source + at, p + at, gradient);
+        use(at, n * lanes);
+    });
+    if (rest < width) {
+        gather_tail<dot>(rows, begin, end, coefficient, source + rest, width - rest, p + rest,
+                         gradient);
+        use(rest, width - rest);
     }
+    return squares;
 }
 
-// scratch: [panels, tokens, panel_columns]; squares: [rows].
-double visit(const Rows& rows, float* scratch, double* squares) {
+// squares: [rows].
+double visit(const Rows& rows, double* squares) {
     const Index count = rows.params.value.rows;
-    const Index cols = rows.params.value.cols;
-    const Index tokens = rows.source.rows;
-    const Index panels = (cols + panel_columns - 1) / panel_columns;
-    std::fill_n(squares, count, 0.0);
 #pragma omp parallel
     {
-#pragma omp for collapse(2) schedule(static)
-        for (Index panel = 0; panel < panels; ++panel)
-            for (Index token = 0; token < tokens; ++token) {
-                const Index first = panel * panel_columns;
-                std::copy_n(row_of(rows.source, token) + first,
-                            std::min(panel_columns, cols - first),
-                            scratch + (panel * tokens + token) * panel_columns);
-            }
         const Shard range =
             thread_rows(rows.row_start, count, omp_get_thread_num(), omp_get_num_threads());
-        for (Index panel = 0; panel < panels; ++panel) {
-            const Index first = panel * panel_columns;
-            const Index width = std::min(panel_columns, cols - first);
-            const float* packed = scratch + panel * tokens * panel_columns;
-            if (rows.dot != nullptr)
-                walk<true>(rows, range, first, width, packed, squares);
-            else
-                walk<false>(rows, range, first, width, packed, squares);
-        }
+        for (Index row = range.begin; row < range.end; ++row)
+            squares[row] =
+                rows.dot != nullptr ? visit_row<true>(rows, row) : visit_row<false>(rows, row);
     }
     double sum = 0;
     for (Index row = 0; row < count; ++row) sum += squares[row];
@@ -183,7 +153,7 @@ double CpuBackend::decoder_rows(ActiveSet& active, Index layer, Index features,
     CLT_CHECK(params.value.rows == features && (layer + 1) * features <= active.rows);
     CLT_CHECK(coefficient.empty() || coefficient.size() == features);
     // A row of layer l ends with the last target, as G does.
-    const Index first = gradient.cols - width;
+    const Index first = gradient.rows == 0 ? 0 : gradient.cols - width;
     const Matrix<const float> targets(
         gradient.elements.subspan(first, gradient.elements.size() - first), gradient.rows, width,
         gradient.stride);
@@ -195,9 +165,7 @@ double CpuBackend::decoder_rows(ActiveSet& active, Index layer, Index features,
                     adam,
                     targets,
                     params};
-    const Index panels = (width + panel_columns - 1) / panel_columns;
-    return visit(rows, float_scratch(panels * gradient.rows * panel_columns),
-                 double_scratch(features));
+    return visit(rows, double_scratch(features));
 }
 
 double CpuBackend::encoder_rows(const ActiveSet& active, Index layer, Index features,
@@ -212,8 +180,7 @@ double CpuBackend::encoder_rows(const ActiveSet& active, Index layer, Index feat
                     adam,
                     x,
                     params};
-    const Index panels = (x.cols + panel_columns - 1) / panel_columns;
-    return visit(rows, float_scratch(panels * x.rows * panel_columns), double_scratch(features));
+    return visit(rows, double_scratch(features));
 }
 
 }  // namespace clt

@@ -2,6 +2,8 @@
 // smaller ones as the machine needs. For loops whose accumulators must stay in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "clt/base/types.hpp"
 
 // Only matters where vectors cross a function call; everything here is inlined.
@@ -27,6 +29,24 @@ inline float sum(Vec v) {
     const auto four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
                       __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
     return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+/// Calls body(integral_constant<int, N>, at) for blocks [at, at + 16 N) from 0 on: N = 8 while they
+/// fit, then 4, 2, 1. Returns where the rest, less than 16 long, begins. 8: weights and
+/// accumulators of a block then fill half of the 32 registers.
+template <class Body>
+Index for_blocks(Index width, Body body) {
+    Index at = 0;
+    for (; at + 8 * lanes <= width; at += 8 * lanes) body(std::integral_constant<int, 8>{}, at);
+    const auto smaller = [&]<int n>(std::integral_constant<int, n> size) {
+        if (at + n * lanes > width) return;
+        body(size, at);
+        at += n * lanes;
+    };
+    smaller(std::integral_constant<int, 4>{});
+    smaller(std::integral_constant<int, 2>{});
+    smaller(std::integral_constant<int, 1>{});
+    return at;
 }
 
 }  // namespace clt::cpu
