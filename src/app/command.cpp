@@ -8,7 +8,8 @@
 namespace clt {
 
 const std::vector<Command>& all_commands() {
-    static const std::vector<Command> commands = {plan_command(), bench_command()};
+    static const std::vector<Command> commands = {generate_command(), plan_command(),
+                                                  bench_command()};
     return commands;
 }
 

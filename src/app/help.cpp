@@ -11,6 +11,7 @@
 #include "clt/analyse/config.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/version.hpp"
+#include "clt/lm/config.hpp"
 #include "clt/train/config.hpp"
 
 namespace clt {
@@ -51,6 +52,7 @@ std::string default_of(const JobField& field) {
 std::string with_tables(const std::string& kind,
                         const std::function<std::string(const JobTables&)>& use) {
     const auto apply = [&](auto job) { return use(tables_of(job)); };
+    if (kind == "generate") return apply(GenerateJob{});
     if (kind == "train") return apply(TrainJob{});
     CLT_CHECK(kind == "evaluate", "no job of kind {}", kind);
     return apply(EvaluateJob{});
@@ -66,11 +68,11 @@ std::string usage_of(const Command& command) {
     return usage;
 }
 
-/// A cell must not hold a bare "|".
+/// A cell must not hold a bare "|", nor what looks like HTML.
 std::string markdown_cell(const std::string& text) {
     std::string out;
     for (const char c : text) {
-        if (c == '|') out += '\\';
+        if (c == '|' || c == '<') out += '\\';
         out += c;
     }
     return out;

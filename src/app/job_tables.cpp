@@ -27,14 +27,24 @@ std::string float_text(double value) {
     return text;
 }
 
+/// A limit as one writes it: 1000000000, not 1e+09.
+std::string limit_text(double value) {
+    const bool whole = value == std::floor(value) && std::abs(value) < 1e15;
+    return whole ? fmt::format("{:.0f}", value) : fmt::format("{}", value);
+}
+
 std::string range_text(const FieldRule& rule) {
     const bool low = std::isfinite(rule.min);
     const bool high = std::isfinite(rule.max);
     if (low && high)
-        return rule.min_excluded ? fmt::format(" above {} and at most {}", rule.min, rule.max)
-                                 : fmt::format(" from {} to {}", rule.min, rule.max);
-    if (low) return fmt::format(" {} {}", rule.min_excluded ? "above" : "of at least", rule.min);
-    if (high) return fmt::format(" of at most {}", rule.max);
+        return rule.min_excluded
+                   ? fmt::format(" above {} and at most {}", limit_text(rule.min),
+                                 limit_text(rule.max))
+                   : fmt::format(" from {} to {}", limit_text(rule.min), limit_text(rule.max));
+    if (low)
+        return fmt::format(" {} {}", rule.min_excluded ? "above" : "of at least",
+                           limit_text(rule.min));
+    if (high) return fmt::format(" of at most {}", limit_text(rule.max));
     return "";
 }
 
@@ -49,9 +59,10 @@ std::string limits_of(const JobField& field) {
     if (!rule.choices.empty()) return fmt::format("{}", fmt::join(rule.choices, ", "));
     const bool low = std::isfinite(rule.min);
     const bool high = std::isfinite(rule.max);
-    if (low && high) return fmt::format("{} to {}", rule.min, rule.max);
-    if (low) return fmt::format("{} {}", rule.min_excluded ? "above" : "at least", rule.min);
-    if (high) return fmt::format("at most {}", rule.max);
+    if (low && high) return fmt::format("{} to {}", limit_text(rule.min), limit_text(rule.max));
+    if (low)
+        return fmt::format("{} {}", rule.min_excluded ? "above" : "at least", limit_text(rule.min));
+    if (high) return fmt::format("at most {}", limit_text(rule.max));
     return "";
 }
 

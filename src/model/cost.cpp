@@ -277,7 +277,10 @@ double floor_s(const StepCost& cost, const Machine& machine) {
 }
 
 std::string memory_summary(const StepCost& cost) {
-    return fmt::format("{} a rank: {}", sized(cost.memory_bytes()), listed(by_size(cost.memory)));
+    std::vector<MemoryUse> uses = by_size(cost.memory);
+    std::erase_if(uses,
+                  [&](const MemoryUse& use) { return use.bytes < cost.memory_bytes() / 100; });
+    return fmt::format("{} a rank: {}", sized(cost.memory_bytes()), listed(uses));
 }
 
 void check_memory(const StepCost& cost, Index available_bytes, Index ranks_per_host) {

@@ -1,4 +1,4 @@
-#include "train/signals.hpp"
+#include "clt/train/signals.hpp"
 
 #include <csignal>
 

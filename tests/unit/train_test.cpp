@@ -10,8 +10,8 @@
 #include "clt/train/metrics.hpp"
 #include "clt/train/optimizer.hpp"
 #include "clt/train/run_state.hpp"
+#include "clt/train/signals.hpp"
 #include "train/schedule.hpp"
-#include "train/signals.hpp"
 
 namespace clt {
 namespace {

@@ -70,7 +70,8 @@ StepCost step_cost(const CostQuery& query);
 double floor_s(const StageFloor& stage, const Machine& machine);
 double floor_s(const StepCost& cost, const Machine& machine);
 
-/// "940 MB a rank: optimiser moments 453 MB, parameters 227 MB, ...", largest first.
+/// "940 MB a rank: optimiser moments 453 MB, parameters 227 MB, ...", largest first, without
+/// those under a hundredth.
 std::string memory_summary(const StepCost& cost);
 
 /// Throws UserError, naming the largest purposes and what makes them smaller, when a rank's memory
