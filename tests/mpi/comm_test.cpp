@@ -99,5 +99,20 @@ TEST(Collectives, ReduceScatterAndAllGatherWithUnevenAndEmptyBlocks) {
         EXPECT_EQ(all[i], static_cast<float>(n) * static_cast<float>(i) + ranks);
 }
 
+TEST(Communicator, AllArriveWithinTellsWhoIsMissing) {
+    const Communicator world = Communicator::world();
+    EXPECT_TRUE(world.duplicate().all_arrive_within(60));
+    if (world.size() == 1) return;
+    // Never freed: after a timeout its barrier is still under way, and a real run aborts.
+    const Communicator& meeting = *new Communicator(world.duplicate());
+    if (world.rank() == 0) {
+        EXPECT_FALSE(meeting.all_arrive_within(0.02));  // the others wait in the barrier below
+    }
+    world.barrier();
+    if (world.rank() != 0) {
+        EXPECT_TRUE(meeting.all_arrive_within(60));
+    }
+}
+
 }  // namespace
 }  // namespace clt
