@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "model/step_impl.hpp"
 
@@ -163,11 +164,19 @@ void Step::Impl::reduce_and_compare(const HostBatch& batch, StepResult& result) 
     stage("reduce");
 
     backend.upload(batch.targets, targets.span().subspan(0, slice.size() * stride));
-    result.squared_error.assign(static_cast<std::size_t>(shape.layers), 0);
+    const auto layers = static_cast<std::size_t>(shape.layers);
+    std::vector<double> sums_of_squares(layers + 1, 0);  // of the errors by layer, of the inputs
     backend.residual(token_rows(error, {0, slice.size()}), token_rows(targets, {0, slice.size()}),
                      params.decoder_bias().value.elements, scale.span(), tokens, shape.layers,
-                     token_rows(gradient, slice), result.squared_error);
-    grid.all().all_reduce_sum(std::span<double>(result.squared_error));
+                     token_rows(gradient, slice), std::span(sums_of_squares).first(layers));
+    sums_of_squares[layers] = backend.squared_norm(token_rows(inputs, slice));
+    grid.all().all_reduce_sum(std::span<double>(sums_of_squares));
+    // A NaN input makes pre-activations that are never selected, so no error shows it, but it would
+    // reach every encoder row.
+    if (!std::isfinite(sums_of_squares[layers]))
+        result.reconstruction = std::numeric_limits<double>::quiet_NaN();
+    sums_of_squares.pop_back();
+    result.squared_error = sums_of_squares;
     for (const double squared : result.squared_error)
         result.reconstruction +=
             squared / (static_cast<double>(tokens) * static_cast<double>(shape.d_model));
