@@ -111,8 +111,8 @@ double lambda_at(const Json& config, double t) {
     return now < 1e-9 ? 0 : now;
 }
 
-Setup setup_of(const H5File& file, const Json& config) {
-    Setup setup;
+RunSetup setup_of(const H5File& file, const Json& config) {
+    RunSetup setup;
     setup.shape = {config.at("num_layers"), config.at("d_model"), config.at("num_features")};
     ModelConfig& model = setup.model;
     model.features = setup.shape.features;
@@ -169,7 +169,7 @@ bool is_metrics(const std::string& path) {
 GoldenCase read_golden(const std::string& path) {
     const H5File file = H5File::open(path);
     const Json config = config_of(file);
-    Setup setup = setup_of(file, config);
+    RunSetup setup = setup_of(file, config);
     const Shape shape = setup.shape;
     const bool thresholds = setup.thresholds();
     GoldenCase out{.path = path,

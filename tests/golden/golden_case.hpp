@@ -20,7 +20,7 @@ struct GoldenStep {
 
 struct GoldenCase {
     std::string path;
-    Setup setup;
+    RunSetup setup;
     double learning_rate = 0;
     std::vector<GoldenStep> steps;
     Parameters initial;

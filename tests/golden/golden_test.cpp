@@ -128,7 +128,7 @@ void check_step(const GoldenCase& golden) {
         SCOPED_TRACE(fmt::format("grid {} x {}", data, feature));
         {
             // With beta1 = 0 Adam's first moment is the gradient.
-            Setup setup = golden.setup;
+            RunSetup setup = golden.setup;
             setup.optimizer.beta1 = 0;
             setup.optimizer.gradient_clip = 0;
             GridStep step(world, data, feature, setup);

@@ -33,7 +33,7 @@ std::vector<std::pair<int, int>> grids_of(int ranks) {
     return grids;
 }
 
-GridStep::GridStep(const Communicator& world, int data, int feature, const Setup& setup,
+GridStep::GridStep(const Communicator& world, int data, int feature, const RunSetup& setup,
                    std::uint64_t seed)
     : setup_(setup), grid_(world, data, feature), backend_(make_backend("cpu")) {
     params_ = std::make_unique<Params>(

@@ -15,7 +15,7 @@
 namespace clt::reference {
 
 /// What a run is, whatever computes it.
-struct Setup {
+struct RunSetup {
     Shape shape;
     ModelConfig model;
     LossConfig loss;
@@ -36,7 +36,7 @@ struct Setup {
 /// global ones, the same on every rank; values should be floats so that nothing is lost on the way.
 class GridStep {
   public:
-    GridStep(const Communicator& world, int data, int feature, const Setup& setup,
+    GridStep(const Communicator& world, int data, int feature, const RunSetup& setup,
              std::uint64_t seed = 1);
 
     StepResult train(const Batch& batch, double lambda, double learning_rate);
@@ -66,7 +66,7 @@ class GridStep {
     StepResult with_slice(const Batch& batch,
                           const std::function<StepResult(const HostBatch&)>& work);
 
-    Setup setup_;
+    RunSetup setup_;
     ProcessGrid grid_;
     std::unique_ptr<Backend> backend_;
     std::unique_ptr<Params> params_;

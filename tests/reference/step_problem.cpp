@@ -119,7 +119,7 @@ Problem random_problem(const Kind& kind, const Shape& shape, Index tokens, Index
 
 void expect_follows_oracle(const Communicator& world, int data, int feature,
                            const Problem& problem) {
-    const Setup& setup = problem.setup;
+    const RunSetup& setup = problem.setup;
     SCOPED_TRACE(fmt::format("grid {} x {}, B {}, L {}, F {}, d {}", data, feature,
                              setup.max_tokens, setup.shape.layers, setup.shape.features,
                              setup.shape.d_model));

@@ -24,7 +24,7 @@ void PrintTo(const Kind& kind, std::ostream* out);  // for gtest
 
 /// Parameters, batches and switches; every number is a float.
 struct Problem {
-    Setup setup;
+    RunSetup setup;
     Parameters initial;
     std::vector<Batch> batches;  // one a step
     std::optional<bool> dense;   // which path the step should take
