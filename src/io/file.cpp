@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 
 #include "clt/base/error.hpp"
@@ -34,11 +35,25 @@ void write_file(const std::string& path, const std::string& bytes) {
     }
 }
 
+void reserve_space(const std::string& path, Index bytes) {
+    if (bytes == 0) return;
+    const Descriptor file(path, O_WRONLY, "written");
+    // Linux's own call: the POSIX one would write zeros where the file system cannot reserve.
+    int result = -1;
+    do result = ::fallocate(file.fd(), FALLOC_FL_KEEP_SIZE, 0, bytes);
+    while (result != 0 && errno == EINTR);
+    if (result == 0 || errno == EOPNOTSUPP || errno == ENOSYS) return;
+    const int code = errno;
+    user_error("{}: cannot be written, {:.1f} MB are needed: {}", path,
+               static_cast<double>(bytes) / 1e6, std::strerror(code));
+}
+
+void sync_file(const std::string& path) {
+    Descriptor(path, O_RDONLY, "written").sync();
+}
+
 void publish_file(const std::string& from, const std::string& to) {
-    {
-        const Descriptor file(from, O_RDONLY, "written");
-        file.sync();
-    }
+    sync_file(from);
     if (std::rename(from.c_str(), to.c_str()) != 0) file_error(to, "written");
     sync_folder_of(to);
 }

@@ -17,6 +17,12 @@ std::string read_file(const std::string& path);
 void write_file(const std::string& path, const std::string& bytes);
 /// fsync of `from`, rename to `to`, fsync of the folder. Throws UserError.
 void publish_file(const std::string& from, const std::string& to);
+/// Sets disk space of `bytes` aside for an existing file, whose length stays: a full disk shows
+/// here and not in the middle of writing. Does nothing on file systems that cannot. Throws
+/// UserError.
+void reserve_space(const std::string& path, Index bytes);
+/// fsync. On a network file system every host that wrote calls it. Throws UserError.
+void sync_file(const std::string& path);
 /// Makes the folder and its parents and proves that a file can be written there. Throws UserError.
 void make_writable_folder(const std::string& path);
 

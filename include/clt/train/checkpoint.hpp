@@ -1,10 +1,13 @@
 // A checkpoint is one HDF5 file of global arrays (features are a hyperslab), so any grid reloads
 // it. Written to a temporary name, closed everywhere, agreed, fsynced, renamed, then the old ones
-// are pruned. Attributes carry the small state as JSON.
+// are pruned. Arrays: value/, moment1/, moment2/ + ParamArray::name [features, width] and
+// silence/layer_l [F]; root attributes carry the small state as text. Every array and the texts
+// have a checksum that does not depend on the grid: a file that lost bytes anywhere is refused.
 #pragma once
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "clt/comm/process_grid.hpp"
 #include "clt/model/params.hpp"
@@ -36,14 +39,21 @@ void write_checkpoint(const std::string& folder, Backend& backend, const Process
                       Params& params, Span<const Index> silence, const ModelConfig& model,
                       const CheckpointState& state);
 
-/// Fills params and silence (may be empty: evaluation) from the file. moments false: values only.
-/// Throws UserError naming file, array and shapes when it does not fit. Collective.
+/// Fills params and silence (empty on every rank: not wanted, as in evaluation) from the file,
+/// written on any grid. moments false: values only. Throws UserError naming file, array and shapes
+/// when it does not fit, or when an array's checksum is wrong. Collective over grid.all().
 CheckpointState read_checkpoint(const std::string& path, Backend& backend, const ProcessGrid& grid,
                                 Params& params, Span<Index> silence, bool moments);
 
-/// Shape, activation and state of a whole checkpoint. Throws UserError when it is missing, cut (at
-/// any byte) or not a checkpoint. Collective over the communicator (rank 0 reads).
+/// Shape, activation and state of a whole checkpoint; its texts are verified, its arrays not.
+/// Throws UserError when it is missing, cut (at any byte) or not a checkpoint. Collective over the
+/// communicator (rank 0 reads).
 CheckpointInfo inspect_checkpoint(const std::string& path, const Communicator& communicator);
+
+/// Reads every array and returns what is wrong, a sentence each: wrong checksums, values that are
+/// not finite (array, row, column). Throws as inspect_checkpoint. Collective.
+std::vector<std::string> verify_checkpoint(const std::string& path,
+                                           const Communicator& communicator);
 
 /// The newest checkpoint in the folder that is whole; those that are not are named in a warning.
 /// Collective.

@@ -1,0 +1,164 @@
+#include "train/checkpoint_format.hpp"
+
+#include <bit>
+
+#include "clt/base/error.hpp"
+#include "clt/base/version.hpp"
+
+namespace clt {
+namespace {
+
+constexpr const char* texts_entry = "texts";
+
+// Bijective in `bits` for a given id: multiplications by odd numbers and xor-shifts. Constants:
+// the golden ratio, and those of Stafford's variant 13 of the SplitMix64 finaliser.
+inline std::uint64_t mix(std::uint64_t id, std::uint64_t bits) {
+    std::uint64_t x = bits + id * 0x9E3779B97F4A7C15U;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9U;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBU;
+    return x ^ (x >> 31);
+}
+
+std::uint64_t checksum_of(const std::string& text) {
+    std::uint64_t sum = mix(0, text.size());
+    for (std::size_t i = 0; i < text.size(); ++i)
+        sum += mix(i + 1, static_cast<unsigned char>(text[i]));
+    return sum;
+}
+
+// Each text by its own salt: a part that moves from one to the next shows.
+std::uint64_t checksum_of(const CheckpointTexts& texts) {
+    std::uint64_t sum = 0;
+    for (const std::string* text : {&texts.header, &texts.cursor, &texts.job, &texts.extra})
+        sum = mix(sum, checksum_of(*text));
+    return sum;
+}
+
+// A config struct's fields to a JSON object and back. A field that an older file lacks keeps its
+// default.
+struct FieldsToJson {  // NOLINT(bugprone-exception-escape): json's move says nothing of it
+    nlohmann::ordered_json object;
+    template <class T>
+    void operator()(const char* name, const T& value, const FieldRule&, const char*) {
+        object[name] = value;
+    }
+};
+struct FieldsFromJson {
+    const nlohmann::json& object;
+    template <class T>
+    void operator()(const char* name, T& value, const FieldRule&, const char*) {
+        if (object.contains(name)) object.at(name).get_to(value);
+    }
+};
+
+nlohmann::json parse_json(const std::string& path, const char* what, const std::string& text) {
+    nlohmann::json parsed = nlohmann::json::parse(text, nullptr, false);
+    if (!parsed.is_object())
+        user_error("{}: the checkpoint's {} is damaged: expected a JSON object", path, what);
+    return parsed;
+}
+
+}  // namespace
+
+std::uint64_t checksum_of(const float* values, Index count, Index first_id) {
+    std::uint64_t sum = 0;
+    for (Index i = 0; i < count; ++i)
+        sum +=
+            mix(static_cast<std::uint64_t>(first_id + i), std::bit_cast<std::uint32_t>(values[i]));
+    return sum;
+}
+
+std::uint64_t checksum_of(const Index* values, Index count, Index first_id) {
+    std::uint64_t sum = 0;
+    for (Index i = 0; i < count; ++i)
+        sum += mix(static_cast<std::uint64_t>(first_id + i), static_cast<std::uint64_t>(values[i]));
+    return sum;
+}
+
+CheckpointTexts make_texts(const Shape& shape, const ModelConfig& model,
+                           const CheckpointState& state) {
+    ModelConfig copy = model;
+    FieldsToJson fields;
+    copy.fields(fields);
+    nlohmann::ordered_json header;
+    header["format_version"] = checkpoint_format_version;
+    header["step"] = state.step;
+    header["layers"] = shape.layers;
+    header["d_model"] = shape.d_model;
+    header["features"] = shape.features;
+    header["activation"] = model.activation;
+    header["model"] = fields.object;
+    header["revision"] = revision();
+    return {header.dump(), state.cursor, state.job, state.extra, {}};
+}
+
+void seal(CheckpointTexts& texts, const Checksums& arrays) {
+    nlohmann::ordered_json sums;
+    sums[texts_entry] = fmt::format("{:016x}", checksum_of(texts));
+    for (const auto& [name, sum] : arrays) sums[name] = fmt::format("{:016x}", sum);
+    texts.checksums = sums.dump();
+}
+
+void write_texts(H5File& file, const CheckpointTexts& texts) {
+    file.write_text("clt_checkpoint", texts.header);
+    file.write_text("cursor", texts.cursor);
+    file.write_text("job", texts.job);
+    file.write_text("extra", texts.extra);
+    file.write_text("checksums", texts.checksums);
+}
+
+CheckpointTexts read_texts(const H5File& file) {
+    const std::optional<std::string> header = file.read_text("clt_checkpoint");
+    if (!header) user_error("{}: an HDF5 file, but no checkpoint of clt", file.path());
+    CheckpointTexts texts;
+    texts.header = *header;
+    texts.cursor = file.read_text("cursor").value_or("");
+    texts.job = file.read_text("job").value_or("");
+    texts.extra = file.read_text("extra").value_or("");
+    texts.checksums = file.read_text("checksums").value_or("");
+    if (checksums_from(file.path(), texts).at(texts_entry) != checksum_of(texts))
+        user_error("{}: the checkpoint is damaged: its attributes do not match their checksum",
+                   file.path());
+    return texts;
+}
+
+CheckpointInfo info_from(const std::string& path, const CheckpointTexts& texts) {
+    const nlohmann::json header = parse_json(path, "attribute clt_checkpoint", texts.header);
+    try {
+        const auto version = header.at("format_version").get<int>();
+        if (version != checkpoint_format_version)
+            user_error("{}: checkpoint format {}, this clt reads format {}", path, version,
+                       checkpoint_format_version);
+        CheckpointInfo info;
+        info.path = path;
+        header.at("step").get_to(info.step);
+        header.at("layers").get_to(info.shape.layers);
+        header.at("d_model").get_to(info.shape.d_model);
+        header.at("features").get_to(info.shape.features);
+        header.at("activation").get_to(info.activation);
+        header.at("revision").get_to(info.revision);
+        FieldsFromJson fields{header.at("model")};
+        info.model.fields(fields);
+        info.state = {info.step, texts.cursor, texts.job, texts.extra};
+        return info;
+    } catch (const nlohmann::json::exception& e) {
+        user_error("{}: the checkpoint's attribute clt_checkpoint is damaged: {}", path, e.what());
+    }
+}
+
+Checksums checksums_from(const std::string& path, const CheckpointTexts& texts) {
+    const nlohmann::json parsed = parse_json(path, "attribute checksums", texts.checksums);
+    Checksums sums;
+    try {
+        for (const auto& [name, text] : parsed.items())
+            sums[name] = std::stoull(text.get<std::string>(), nullptr, 16);
+    } catch (const std::exception& e) {
+        user_error("{}: the checkpoint's attribute checksums is damaged: {}", path, e.what());
+    }
+    if (!sums.contains(texts_entry))
+        user_error("{}: the checkpoint's attribute checksums is damaged: no entry \"{}\"", path,
+                   texts_entry);
+    return sums;
+}
+
+}  // namespace clt
