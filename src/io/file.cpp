@@ -1,6 +1,7 @@
 #include "clt/io/file.hpp"
 
 #include <fcntl.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,8 +43,18 @@ void reserve_space(const std::string& path, Index bytes) {
     int result = -1;
     do result = ::fallocate(file.fd(), FALLOC_FL_KEEP_SIZE, 0, bytes);
     while (result != 0 && errno == EINTR);
-    if (result == 0 || errno == EOPNOTSUPP || errno == ENOSYS) return;
-    const int code = errno;
+    if (result == 0) return;
+    int code = errno;
+    if (code == EOPNOTSUPP || code == ENOSYS) {
+        // A file system that cannot: what it says to be free is the next best.
+        struct statvfs disk {};
+        if (::fstatvfs(file.fd(), &disk) != 0) return;
+        const Index present = file.size();
+        const double free_bytes =
+            static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
+        if (static_cast<double>(bytes - present) <= free_bytes) return;
+        code = ENOSPC;
+    }
     user_error("{}: cannot be written, {:.1f} MB are needed: {}", path,
                static_cast<double>(bytes) / 1e6, std::strerror(code));
 }

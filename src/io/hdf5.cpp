@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <utility>
 
 #include "clt/base/error.hpp"
+#include "clt/io/file.hpp"
 #include "io/descriptor.hpp"
 #include "io/hdf5_call.hpp"
 
@@ -67,15 +69,17 @@ bool link_exists(hid_t file, const std::string& name) {
 }  // namespace
 
 H5Handle::H5Handle(H5Handle&& other) noexcept
-    : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
+    : id_(std::exchange(other.id_, -1)), close_(other.close_), unwind_(other.unwind_) {}
 
 H5Handle& H5Handle::operator=(H5Handle&& other) noexcept {
     std::swap(id_, other.id_);
     std::swap(close_, other.close_);
+    std::swap(unwind_, other.unwind_);
     return *this;
 }
 
 H5Handle::~H5Handle() {
+    if (unwind_ == H5Unwind::abandon && std::uncaught_exceptions() > 0) return;
     if (id_ >= 0) close_(id_);
 }
 
@@ -108,7 +112,8 @@ H5File H5File::open(const std::string& path, const Communicator* communicator) {
                 user_error("{}: its writer did not finish it", path);
             user_error("{}: cannot be read as HDF5: {}", path, words);
         }
-        file.handle_ = h5::own(id, H5Fclose);
+        const bool parallel = communicator != nullptr && communicator->size() > 1;
+        *file.handle_ = h5::own(id, H5Fclose, parallel ? H5Unwind::abandon : H5Unwind::close);
     });
     return file;
 }
@@ -123,18 +128,28 @@ H5File H5File::create(const std::string& path, const Communicator* communicator)
         if (communicator == nullptr || communicator->rank() == 0)
             Descriptor(path, O_WRONLY | O_CREAT | O_TRUNC, "created").close();
     });
-    h5::together(communicator, [&] {
+    h5::together_writing(communicator, path, file.handle_, [&] {
         const H5Handle access = file_access(path, communicator);
-        file.handle_ =
-            h5::own(h5::check(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()),
-                              path, "created"),
-                    H5Fclose);
+        const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id());
+        *file.handle_ = h5::own(h5::check(id, path, "created"), H5Fclose, H5Unwind::abandon);
     });
+    file.set_aside(0);
     return file;
 }
 
+// Space for `bytes` more, and for metadata. A collective write of HDF5 1.10 that fails on some
+// ranks only never ends: the others wait in MPI_File_set_view. With the space taken, it cannot fail
+// for want of it.
+void H5File::set_aside(Index bytes) {
+    bytes_set_aside_ += bytes;
+    h5::together_writing(communicator_, path_, handle_, [&] {
+        if (communicator_ == nullptr || communicator_->rank() == 0)
+            reserve_space(path_, bytes_set_aside_ + h5::metadata_bytes);
+    });
+}
+
 bool H5File::has(const std::string& name) const {
-    const bool found = link_exists(handle_.id(), name);
+    const bool found = link_exists(handle_->id(), name);
     H5Eclear2(H5E_DEFAULT);
     return found;
 }
@@ -143,10 +158,10 @@ std::vector<std::string> H5File::children(const std::string& group) const {
     std::vector<std::string> names;
     h5::together(communicator_, [&] {
         const std::string where = full_name(path_, group);
-        if (group != "/" && !link_exists(handle_.id(), group))
+        if (group != "/" && !link_exists(handle_->id(), group))
             user_error("{}: there is no such group", where);
         const H5Handle id = h5::own(
-            h5::check(H5Gopen2(handle_.id(), group.c_str(), H5P_DEFAULT), where, "read", true),
+            h5::check(H5Gopen2(handle_->id(), group.c_str(), H5P_DEFAULT), where, "read", true),
             H5Gclose);
         const auto add = [](hid_t, const char* name, const H5L_info_t*, void* out) -> herr_t {
             static_cast<std::vector<std::string>*>(out)->emplace_back(name);
@@ -160,15 +175,17 @@ std::vector<std::string> H5File::children(const std::string& group) const {
 
 H5Dataset H5File::dataset(const std::string& name) const {
     H5Dataset dataset;
+    dataset.path_ = path_;
+    dataset.file_ = handle_;
     dataset.name_ = full_name(path_, name);
     dataset.communicator_ = communicator_;
     h5::together(communicator_, [&] {
         const std::string& where = dataset.name_;
-        if (!link_exists(handle_.id(), name)) {
+        if (!link_exists(handle_->id(), name)) {
             H5Eclear2(H5E_DEFAULT);
             user_error("{}: there is no such dataset", where);
         }
-        const hid_t id = H5Dopen2(handle_.id(), name.c_str(), H5P_DEFAULT);
+        const hid_t id = H5Dopen2(handle_->id(), name.c_str(), H5P_DEFAULT);
         dataset.handle_ = h5::own(h5::check(id, where, "opened as a dataset", true), H5Dclose);
         const H5Handle type = h5::own(h5::check(H5Dget_type(id), where, "read"), H5Tclose);
         const H5Handle space = h5::own(h5::check(H5Dget_space(id), where, "read"), H5Sclose);
@@ -197,11 +214,14 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, Index row
     CLT_CHECK(gzip == 0 || chunk_rows > 0, "{}: only chunks can be compressed", name);
     H5Dataset dataset;
     dataset.name_ = full_name(path_, name);
+    dataset.path_ = path_;
+    dataset.file_ = handle_;
     dataset.communicator_ = communicator_;
     dataset.type_ = type;
     dataset.rows_ = rows;
     dataset.cols_ = std::max<Index>(1, cols);
-    h5::together(communicator_, [&] {
+    if (gzip == 0) set_aside(rows * dataset.cols_ * size_of(type));
+    h5::together_writing(communicator_, path_, handle_, [&] {
         const std::string& where = dataset.name_;
         const int rank = cols == 0 ? 1 : 2;
         const std::array<hsize_t, 2> extent = {static_cast<hsize_t>(rows),
@@ -230,32 +250,34 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, Index row
         const H5Handle space = h5::own(
             h5::check(H5Screate_simple(rank, extent.data(), nullptr), where, "created"), H5Sclose);
         dataset.handle_ =
-            h5::own(h5::check(H5Dcreate2(handle_.id(), name.c_str(), h5::file_type(type),
+            h5::own(h5::check(H5Dcreate2(handle_->id(), name.c_str(), h5::file_type(type),
                                          space.id(), links.id(), layout.id(), H5P_DEFAULT),
                               where, "created"),
-                    H5Dclose);
+                    H5Dclose, H5Unwind::abandon);
     });
     return dataset;
 }
 
 void H5File::write_text(const std::string& name, const std::string& text) {
-    h5::together(communicator_, [&] {
+    set_aside(static_cast<Index>(text.size()));
+    h5::together_writing(communicator_, path_, handle_, [&] {
         const std::string where = path_ + ": attribute " + name;
         CLT_CHECK(text.find('\0') == std::string::npos, "{}", where);
+        // Of fixed length: strings of variable length live in HDF5's global heap, which has no
+        // checksum, and a zeroed heap sends HDF5 1.10 into an endless loop.
         const H5Handle type = h5::own(h5::check(H5Tcopy(H5T_C_S1), where, "written"), H5Tclose);
-        h5::check(H5Tset_size(type.id(), H5T_VARIABLE), where, "written");
+        h5::check(H5Tset_size(type.id(), text.size() + 1), where, "written");
         h5::check(H5Tset_cset(type.id(), H5T_CSET_UTF8), where, "written");
         const H5Handle space =
             h5::own(h5::check(H5Screate(H5S_SCALAR), where, "written"), H5Sclose);
-        if (H5Aexists(handle_.id(), name.c_str()) > 0)
-            h5::check(H5Adelete(handle_.id(), name.c_str()), where, "written");
+        if (H5Aexists(handle_->id(), name.c_str()) > 0)
+            h5::check(H5Adelete(handle_->id(), name.c_str()), where, "written");
         const H5Handle attribute =
-            h5::own(h5::check(H5Acreate2(handle_.id(), name.c_str(), type.id(), space.id(),
+            h5::own(h5::check(H5Acreate2(handle_->id(), name.c_str(), type.id(), space.id(),
                                          H5P_DEFAULT, H5P_DEFAULT),
                               where, "written"),
                     H5Aclose);
-        const char* const bytes = text.c_str();
-        h5::check(H5Awrite(attribute.id(), type.id(), &bytes), where, "written");
+        h5::check(H5Awrite(attribute.id(), type.id(), text.c_str()), where, "written");
     });
 }
 
@@ -263,9 +285,9 @@ std::optional<std::string> H5File::read_text(const std::string& name) const {
     std::optional<std::string> text;
     h5::together(communicator_, [&] {
         const std::string where = path_ + ": attribute " + name;
-        if (h5::check(H5Aexists(handle_.id(), name.c_str()), where, "read", true) == 0) return;
+        if (h5::check(H5Aexists(handle_->id(), name.c_str()), where, "read", true) == 0) return;
         const H5Handle attribute = h5::own(
-            h5::check(H5Aopen(handle_.id(), name.c_str(), H5P_DEFAULT), where, "read", true),
+            h5::check(H5Aopen(handle_->id(), name.c_str(), H5P_DEFAULT), where, "read", true),
             H5Aclose);
         const H5Handle type =
             h5::own(h5::check(H5Aget_type(attribute.id()), where, "read", true), H5Tclose);
@@ -289,7 +311,7 @@ std::optional<std::string> H5File::read_text(const std::string& name) const {
 }
 
 void H5File::close() {
-    h5::together(communicator_, [&] { handle_.close(path_); });
+    h5::together(communicator_, [&] { handle_->close(path_); });
 }
 
 }  // namespace clt

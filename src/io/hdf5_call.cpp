@@ -1,10 +1,13 @@
 #include "io/hdf5_call.hpp"
 
+#include <unistd.h>
+
 #include <array>
 #include <string_view>
 #include <vector>
 
 #include "clt/base/error.hpp"
+#include "clt/io/file.hpp"
 
 namespace clt::h5 {
 namespace {
@@ -51,6 +54,15 @@ void fail(const std::string& name, const char* doing, bool users_fault) {
     const std::string message = fmt::format("{}: cannot be {}: {}", name, doing, words);
     if (users_fault || names_users_fault(words)) throw UserError(message);
     throw LibraryError(fmt::format("rank {}: HDF5: {}", process_rank(), message));
+}
+
+void give_up(const std::string& path) noexcept {
+    try {
+        if (::truncate(path.c_str(), 0) == 0) reserve_space(path, metadata_bytes);
+    } catch (const std::exception&) {
+        // The failure that brought us here is the one to tell of.
+    }
+    ::unlink(path.c_str());
 }
 
 hid_t file_type(H5Type type) {

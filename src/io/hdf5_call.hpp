@@ -4,7 +4,9 @@
 
 #include <hdf5.h>
 
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "clt/comm/communicator.hpp"
 #include "clt/io/hdf5.hpp"
@@ -28,6 +30,11 @@ T check(T result, const std::string& name, const char* doing, bool users_fault =
     return result;
 }
 
+/// Empties and removes a file that is given up, and sets space for its metadata aside: closing it
+/// flushes them, and on a disk without room HDF5's ranks part ways in that and wait for each other
+/// for ever (HDF5 1.10, Open MPI 4.1, tried).
+void give_up(const std::string& path) noexcept;
+
 /// Runs `work` and, when there is a communicator, lets all ranks fail when one does.
 template <class Work>
 void together(const Communicator* communicator, Work&& work) {
@@ -37,8 +44,30 @@ void together(const Communicator* communicator, Work&& work) {
         communicator->together(std::forward<Work>(work));
 }
 
-inline H5Handle own(hid_t id, int (*close)(hid_t)) {
-    return {id, close};
+/// Space for HDF5's own metadata, set aside as long as a file is written.
+inline constexpr Index metadata_bytes = Index{1} << 20;
+
+/// `work` writes to the file; when it fails, all ranks give the file up and throw.
+template <class Work>
+void together_writing(const Communicator* communicator, const std::string& path,
+                      const std::shared_ptr<H5Handle>& file, Work&& work) {
+    try {
+        together(communicator, std::forward<Work>(work));
+    } catch (...) {
+        if (communicator == nullptr || communicator->rank() == 0) give_up(path);
+        // Several ranks close it here, where they are together and there is room: MPI-IO does not
+        // survive a file that is still open in MPI_Finalize. One process has no need to, and HDF5
+        // does not survive a close that fails.
+        if (communicator != nullptr && communicator->size() > 1) {
+            communicator->barrier();
+            if (file != nullptr) const H5Handle closed_now = std::move(*file);
+        }
+        throw;
+    }
+}
+
+inline H5Handle own(hid_t id, int (*close)(hid_t), H5Unwind unwind = H5Unwind::close) {
+    return {id, close, unwind};
 }
 
 /// The file type of an element; ids live as long as the process.

@@ -66,7 +66,7 @@ void H5Dataset::transfer(bool writes, Shard range, void* data) const {
     for (Index piece = 0; piece < pieces; ++piece) {
         const Index begin = std::min(range.end, range.begin + piece * piece_rows);
         const Index rows = std::min(piece_rows, range.end - begin);
-        h5::together(communicator_, [&] {
+        const auto move_piece = [&] {
             std::vector<hsize_t> start(extent.size(), 0);
             std::vector<hsize_t> count = extent;
             start[0] = static_cast<hsize_t>(begin);
@@ -92,7 +92,11 @@ void H5Dataset::transfer(bool writes, Shard range, void* data) const {
             else
                 h5::check(H5Dread(handle_.id(), type, memory.id(), space.id(), plist.id(), at),
                           name_, doing, true);
-        });
+        };
+        if (writes)
+            h5::together_writing(communicator_, path_, file_.lock(), move_piece);
+        else
+            h5::together(communicator_, move_piece);
         if (parallel) collective_ = collective_ && is_collective(plist.id());
     }
 }

@@ -84,29 +84,40 @@ void by_pieces(Shard own, Index most, Index row_bytes, Transfer&& transfer) {
     }
 }
 
+// Host memory that grows to the largest piece and stays.
+class Staging {
+  public:
+    template <class T>
+    std::span<T> of(Index count) {
+        const auto n = static_cast<std::size_t>(count);
+        if (bytes_.size() < n * sizeof(T)) bytes_.resize(n * sizeof(T));
+        return {reinterpret_cast<T*>(bytes_.data()), n};
+    }
+
+  private:
+    std::vector<std::byte> bytes_;
+};
+
 // Replicas hold the same rows: each writes a part of them, so that all ranks share the work (and a
 // device sends as little as can be). Returns this rank's addend of the array's checksum.
 template <class T>
-std::uint64_t write_part(H5File& file, Backend& backend, const ProcessGrid& grid,
-                         const ArrayPart<T>& part) {
+std::uint64_t write_part(H5Dataset& dataset, Backend& backend, const ProcessGrid& grid,
+                         const ArrayPart<T>& part, Staging& memory) {
     using Value = std::remove_const_t<T>;
     const Communicator& all = grid.all();
     Shard own = part.everywhere ? shard_of(part.file_rows, all.rank(), all.size())
                                 : shard_of(part.rows.size(), grid.data_index(), grid.data_parts());
     own = {own.begin + part.rows.begin, own.end + part.rows.begin};
-    const Index most =
-        ceil_div(part.everywhere ? part.file_rows : ceil_div(part.file_rows, grid.feature_parts()),
-                 part.everywhere ? all.size() : grid.data_parts());
-    H5Dataset dataset = file.create_dataset(part.name, file_type(static_cast<Value*>(nullptr)),
-                                            part.file_rows, part.width);
+    const Index most = part.everywhere ? ceil_div(part.file_rows, all.size())
+                                       : ceil_div(ceil_div(part.file_rows, grid.feature_parts()),
+                                                  grid.data_parts());
     std::uint64_t sum = 0;
-    std::vector<Value> staging;
     by_pieces(own, most, part.width * static_cast<Index>(sizeof(T)), [&](Shard rows) {
         const Index count = rows.size() * part.width;
-        staging.resize(static_cast<std::size_t>(count));
+        const std::span<Value> staging = memory.of<Value>(count);
         backend.download(Span<const Value>(part.values.subspan(
                              (rows.begin - part.rows.begin) * part.width, count)),
-                         std::span<Value>(staging));
+                         staging);
         sum += checksum_of(staging.data(), count, rows.begin * part.width);
         dataset.write(rows, staging.data());
     });
@@ -115,7 +126,7 @@ std::uint64_t write_part(H5File& file, Backend& backend, const ProcessGrid& grid
 
 template <class T>
 std::uint64_t read_part(const H5File& file, Backend& backend, const ProcessGrid& grid,
-                        const ArrayPart<T>& part) {
+                        const ArrayPart<T>& part, Staging& memory) {
     const H5Dataset dataset = file.dataset(part.name);
     if (dataset.type() != file_type(static_cast<T*>(nullptr)) || dataset.rows() != part.file_rows ||
         dataset.cols() != part.width)
@@ -125,10 +136,9 @@ std::uint64_t read_part(const H5File& file, Backend& backend, const ProcessGrid&
     const Index most =
         part.everywhere ? part.file_rows : ceil_div(part.file_rows, grid.feature_parts());
     std::uint64_t sum = 0;
-    std::vector<T> staging;
     by_pieces(part.rows, most, part.width * static_cast<Index>(sizeof(T)), [&](Shard rows) {
         const Index count = rows.size() * part.width;
-        staging.resize(static_cast<std::size_t>(count));
+        const std::span<T> staging = memory.of<T>(count);
         dataset.read(rows, staging.data());
         sum += checksum_of(staging.data(), count, rows.begin * part.width);
         backend.upload(std::span<const T>(staging),
@@ -141,18 +151,21 @@ void write_arrays(H5File& file, Backend& backend, const ProcessGrid& grid, Param
                   Span<const Index> silence, CheckpointTexts& texts) {
     const std::vector<ArrayPart<float>> parameters = parameter_parts(params, true);
     const std::vector<ArrayPart<const Index>> counters = silence_parts(params, silence);
-    grid.all().together([&] {
-        if (grid.all().rank() != 0) return;
-        Index bytes = 0;
-        for (const auto& part : parameters) bytes += part.file_rows * part.width * 4;
-        for (const auto& part : counters) bytes += part.file_rows * part.width * 8;
-        reserve_space(file.path(), bytes);
-    });
+    // All arrays are made before the first is written: each sets its disk space aside, so a disk
+    // without room for the whole checkpoint is refused at once.
+    std::vector<H5Dataset> datasets;
+    for (const auto& part : parameters)
+        datasets.push_back(
+            file.create_dataset(part.name, H5Type::float32, part.file_rows, part.width));
+    for (const auto& part : counters)
+        datasets.push_back(
+            file.create_dataset(part.name, H5Type::int64, part.file_rows, part.width));
     std::vector<std::string> names;
     std::vector<std::uint64_t> sums;
+    Staging memory;
     const auto write = [&](const auto& parts) {
         for (const auto& part : parts) {
-            sums.push_back(write_part(file, backend, grid, part));
+            sums.push_back(write_part(datasets[sums.size()], backend, grid, part, memory));
             names.push_back(part.name);
         }
     };
@@ -256,9 +269,10 @@ CheckpointState read_checkpoint(const std::string& path, Backend& backend, const
     const H5File file = H5File::open(path, &all);
     std::vector<std::string> names;
     std::vector<std::uint64_t> sums;
+    Staging memory;
     const auto read = [&](const auto& parts) {
         for (const auto& part : parts) {
-            sums.push_back(read_part(file, backend, grid, part));
+            sums.push_back(read_part(file, backend, grid, part, memory));
             names.push_back(part.name);
         }
     };

@@ -352,7 +352,7 @@ TEST(Checkpoint, AFolderThatIsNotThereIsNamed) {
               std::string::npos);
 }
 
-// A real full disk: a file system in memory of 64 pages.
+// A real full disk: a small file system in memory.
 TEST(Checkpoint, AFullDiskLeavesTheOlderCheckpointAndNothingElse) {
     const Communicator world = Communicator::world();
     const Scratch scratch(world);
@@ -360,7 +360,7 @@ TEST(Checkpoint, AFullDiskLeavesTheOlderCheckpointAndNothingElse) {
     bool mounted = false;
     if (world.rank() == 0) {
         fs::create_directory(disk);
-        mounted = ::mount("clt-test", disk.c_str(), "tmpfs", 0, "size=256k") == 0;
+        mounted = ::mount("clt-test", disk.c_str(), "tmpfs", 0, "size=4m") == 0;
     }
     if (!world.broadcast(mounted)) GTEST_SKIP() << "mount(2) is not permitted here";
     {
@@ -369,9 +369,9 @@ TEST(Checkpoint, AFullDiskLeavesTheOlderCheckpointAndNothingElse) {
         Model model(grid, shape, config, 1);
         model.fill();
         save(disk, grid, model, config, 1);
-        const Shape large_shape{3, 16, 200};
+        const Shape large_shape{3, 64, 2000};
         ModelConfig large_config = config;
-        large_config.features = 200;
+        large_config.features = 2000;
         Model large(grid, large_shape, large_config, 1);
         const std::string message =
             message_of<UserError>([&] { save(disk, grid, large, large_config, 2); });
@@ -386,7 +386,7 @@ TEST(Checkpoint, AFullDiskLeavesTheOlderCheckpointAndNothingElse) {
     }
     world.barrier();
     if (world.rank() == 0) {
-        EXPECT_EQ(::umount(disk.c_str()), 0);
+        EXPECT_EQ(::umount2(disk.c_str(), MNT_DETACH), 0);
     }
 }
 

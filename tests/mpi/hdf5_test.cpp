@@ -2,13 +2,16 @@
 #include "clt/io/hdf5.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 
 #include <cstring>
 #include <filesystem>
 #include <numeric>
+#include <optional>
 
 #include "clt/base/error.hpp"
 #include "clt/io/file.hpp"
+#include "support/file_size_limit.hpp"
 #include "support/scratch.hpp"
 
 namespace clt {
@@ -177,6 +180,60 @@ TEST(Hdf5, NamesWhatIsMissingOrOfAnotherKind) {
               path + ":/other: there is no such group");
     EXPECT_NE(message_of<UserError>([&] { file.dataset("group"); }).find(path + ":/group: "),
               std::string::npos);
+}
+
+void write_and_read_a_small_file(const std::string& path, const Communicator& world) {
+    {
+        H5File file = H5File::create(path, &world);
+        H5Dataset data = file.create_dataset("data", H5Type::uint8, 4, 0);
+        const Shard own = shard_of(4, world.rank(), world.size());
+        data.write(own, "abcd" + own.begin);
+        file.close();
+    }
+    std::string back(4, '\0');
+    H5File::open(path).dataset("data").read({0, 4}, back.data());
+    EXPECT_EQ(back, "abcd");
+    world.barrier();
+}
+
+TEST(Hdf5, AFullDiskIsToldBeforeAnythingIsWritten) {
+    const Communicator world = Communicator::world();
+    const Scratch scratch(world);
+    const std::string disk = scratch / "disk";
+    bool mounted = false;
+    if (world.rank() == 0) {
+        std::filesystem::create_directory(disk);
+        mounted = ::mount("clt-test", disk.c_str(), "tmpfs", 0, "size=4m") == 0;
+    }
+    if (!world.broadcast(mounted)) GTEST_SKIP() << "mount(2) is not permitted here";
+    const std::string path = disk + "/file.h5";
+    EXPECT_EQ(message_of<UserError>([&] {
+                  H5File file = H5File::create(path, &world);
+                  file.create_dataset("data", H5Type::uint8, 1000, 8000);
+              }),
+              path + ": cannot be written, 9.0 MB are needed: No space left on device");
+    world.barrier();
+    write_and_read_a_small_file(path, world);
+    if (world.rank() == 0) {
+        EXPECT_EQ(::umount2(disk.c_str(), MNT_DETACH), 0);
+    }
+}
+
+// Where no space can be set aside (here: a limit that comes later), the write itself fails.
+TEST(Hdf5, AWriteThatFailsRemovesTheFile) {
+    const Scratch scratch;
+    const std::string path = scratch / "file.h5";
+    std::optional<test::FileSizeLimit> limit;
+    const std::string message = message_of<UserError>([&] {
+        H5File file = H5File::create(path);
+        H5Dataset data = file.create_dataset("data", H5Type::uint8, 1000, 4000);
+        limit.emplace(100'000);
+        data.write({0, 1000}, pattern({0, 1000}, 4000, 0).data());
+    });
+    limit.reset();
+    EXPECT_EQ(message.find(path + ":/data: cannot be written: "), 0U) << message;
+    EXPECT_NE(message.find("File too large"), std::string::npos) << message;
+    EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 }  // namespace

@@ -1,43 +1,21 @@
 // Small files and safetensors: whole or not at all, and a sentence for everything that is wrong.
 #include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
-#include <csignal>
 #include <cstring>
 #include <filesystem>
 
 #include "clt/base/error.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/safetensors.hpp"
+#include "support/file_size_limit.hpp"
 #include "support/scratch.hpp"
 
 namespace clt {
 namespace {
 
+using test::FileSizeLimit;
 using test::message_of;
 using test::Scratch;
-
-// Files may not grow beyond `bytes` while this lives: a full disk that needs no mount.
-class FileSizeLimit {
-  public:
-    explicit FileSizeLimit(rlim_t bytes) {
-        ::getrlimit(RLIMIT_FSIZE, &before_);
-        const rlimit limit{bytes, before_.rlim_max};
-        ::setrlimit(RLIMIT_FSIZE, &limit);
-        handler_ = ::signal(SIGXFSZ, SIG_IGN);
-    }
-    FileSizeLimit(const FileSizeLimit&) = delete;
-    FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-    ~FileSizeLimit() {
-        ::setrlimit(RLIMIT_FSIZE, &before_);
-        ::signal(SIGXFSZ, handler_);
-    }
-
-  private:
-    rlimit before_{};
-    void (*handler_)(int) = nullptr;
-};
 
 TEST(File, WritesWholeAndReadsBack) {
     const Scratch scratch;

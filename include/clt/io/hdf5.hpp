@@ -6,6 +6,7 @@
 // to_float. The library is not thread-safe: one thread at a time uses HDF5 (BatchSource::quiesce).
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,12 +19,21 @@ namespace clt {
 enum class H5Type { float32, float64, float16, uint8, uint16, int32, int64, uint32, uint64 };
 Index size_of(H5Type type);
 
+/// What an H5Handle does when an exception unwinds through it.
+enum class H5Unwind {
+    close,
+    /// Leave it open: closing a parallel file is collective and the other ranks may be elsewhere
+    /// (as Communicator and MpiSession do).
+    abandon
+};
+
 /// An HDF5 identifier and the function that closes it.
 class H5Handle {
   public:
     using Close = int (*)(std::int64_t);
     H5Handle() = default;
-    H5Handle(std::int64_t id, Close function) : id_(id), close_(function) {}
+    H5Handle(std::int64_t id, Close function, H5Unwind unwind = H5Unwind::close)
+        : id_(id), close_(function), unwind_(unwind) {}
     H5Handle(H5Handle&& other) noexcept;
     H5Handle& operator=(H5Handle&& other) noexcept;
     ~H5Handle();
@@ -35,6 +45,7 @@ class H5Handle {
   private:
     std::int64_t id_ = -1;
     Close close_ = nullptr;
+    H5Unwind unwind_ = H5Unwind::close;
 };
 
 class H5Dataset {
@@ -48,8 +59,8 @@ class H5Dataset {
     /// is. Throws UserError naming file and dataset when the content cannot be read (a corrupt
     /// compressed chunk).
     void read(Shard range, void* out) const;
-    /// Throws UserError when the disk is full, else LibraryError. A file that failed a write can
-    /// only be closed and removed.
+    /// Throws UserError when the disk is full, else LibraryError; the file is then worthless (it
+    /// has been emptied) and can only be closed and removed.
     void write(Shard range, const void* in);
     /// True when the last read or write on this rank really was collective; always true where the
     /// communicator has one rank, which needs no MPI-IO.
@@ -60,6 +71,8 @@ class H5Dataset {
     void transfer(bool writes, Shard range, void* data) const;
 
     H5Handle handle_;
+    std::weak_ptr<H5Handle> file_;  // given up when a write fails
+    std::string path_;
     std::string name_;  // file and dataset, for messages
     H5Type type_ = H5Type::float32;
     Index rows_ = 0;
@@ -73,7 +86,8 @@ class H5File {
     /// communicator null: this process alone. Throws UserError that names the file when it is
     /// missing, not HDF5 or truncated. Collective over the communicator.
     static H5File open(const std::string& path, const Communicator* communicator = nullptr);
-    /// Truncates; superblock version 3 (libver latest). Collective.
+    /// Truncates; superblock version 3 (libver latest). Collective. Throws UserError (no
+    /// permission, full disk).
     static H5File create(const std::string& path, const Communicator* communicator = nullptr);
 
     const std::string& path() const { return path_; }
@@ -83,10 +97,11 @@ class H5File {
     /// Throws UserError naming file and dataset when it is missing or of a type not in H5Type.
     H5Dataset dataset(const std::string& name) const;
     /// Parent groups are made. cols == 0: one dimension. chunk_rows == 0: contiguous; gzip level 0:
-    /// no filter.
+    /// no filter. Disk space is set aside at once, so a full disk shows here (UserError) where the
+    /// file system can do that. Collective.
     H5Dataset create_dataset(const std::string& name, H5Type type, Index rows, Index cols,
                              Index chunk_rows = 0, int gzip = 0);
-    /// A UTF-8 string attribute of the root group. Collective.
+    /// A UTF-8 string attribute (fixed length) of the root group. Collective.
     void write_text(const std::string& name, const std::string& text);
     std::optional<std::string> read_text(const std::string& name) const;
     /// Flushes and closes, also what is still open in it. Throws UserError when the disk is full,
@@ -94,9 +109,12 @@ class H5File {
     void close();
 
   private:
-    H5Handle handle_;
+    void set_aside(Index bytes);
+
+    std::shared_ptr<H5Handle> handle_ = std::make_shared<H5Handle>();
     std::string path_;
     const Communicator* communicator_ = nullptr;
+    Index bytes_set_aside_ = 0;  // for what was created so far
 };
 
 }  // namespace clt
