@@ -63,9 +63,9 @@ TEST(Arguments, ATypoIsOneSentence) {
 }
 
 TEST(Commands, AreFoundByName) {
-    EXPECT_EQ(find_command("plan").job_kind, "train");
-    EXPECT_EQ(message([] { find_command("plna"); }),
-              "unknown command \"plna\"; did you mean plan?");
+    EXPECT_EQ(find_command("train").job_kind, "train");
+    EXPECT_EQ(message([] { find_command("trian"); }),
+              "unknown command \"trian\"; did you mean train?");
     EXPECT_EQ(message([] { find_command("xyzzy"); }), "unknown command \"xyzzy\"; see clt help");
 }
 
