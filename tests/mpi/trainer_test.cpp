@@ -1,0 +1,442 @@
+// The trainer on grids of ranks: the same losses on every grid, resume, signals, what stays on
+// disk. Batches come from memory; tests/e2e trains on files.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "clt/io/file.hpp"
+#include "clt/model/step.hpp"
+#include "support/replay_source.hpp"
+#include "support/scratch.hpp"
+#include "train/run.hpp"
+
+namespace clt {
+namespace {
+
+namespace fs = std::filesystem;
+using test::message_of;
+using test::ReplaySource;
+using test::Scratch;
+
+constexpr Index batch_tokens = 24;
+const Shape shape{3, 8, 13};  // 13 features: no number of shards divides them
+
+struct Grid {
+    int data;
+    int feature;
+};
+
+std::vector<std::string> differing_lines(const std::string& stored, const std::string& now) {
+    return stored == now ? std::vector<std::string>() : std::vector<std::string>{now};
+}
+
+TrainJob small_job(Index steps) {
+    TrainJob job;
+    job.job.kind = "train";
+    job.data.batch_tokens = batch_tokens;
+    job.model.features = shape.features;
+    job.model.k = 6;
+    job.schedule.steps = steps;
+    job.optimizer.learning_rate = 1e-2;
+    job.loss.sparsity = 1e-3;
+    job.evaluation.interval = 10;
+    job.checkpoint.interval = 0;
+    job.log.interval = 1;
+    return job;
+}
+
+// What a test changes in a run.
+struct Variation {
+    bool resume = false;
+    std::string settings = "model.features = 13";
+    ReplaySource::Hook hook;
+    ReplaySource::Spoil spoil;
+    bool held_out = true;
+};
+
+class TrainerTest : public testing::Test {
+  protected:
+    /// Trains in `folder` on the first ranks of the world, which form `grid`; the others wait.
+    /// Returns the exit code everywhere.
+    int run(const std::string& folder, const TrainJob& job, Grid grid,
+            const Variation& variation = {}) {
+        const int ranks = grid.data * grid.feature;
+        const Communicator part = world_.split(world_.rank() < ranks ? 0 : 1, world_.rank());
+        int code = 0;
+        std::exception_ptr failure;
+        if (world_.rank() < ranks) {
+            try {
+                code = run_on(part, folder, job, grid, variation);
+            } catch (const UserError&) {
+                failure = std::current_exception();  // the same on all ranks of `part`
+            }
+        }
+        world_.throw_together(failure);
+        return world_.broadcast(code);
+    }
+
+    /// loss of each step in metrics.jsonl, which must hold steps 1, 2, ... in order.
+    std::vector<double> losses(const std::string& folder) {
+        std::vector<double> values;
+        for (const nlohmann::json& record : records(folder)) {
+            EXPECT_EQ(record["step"], static_cast<Index>(values.size()) + 1);
+            values.push_back(record["loss"].is_null() ? std::nan("")
+                                                      : record["loss"].get<double>());
+        }
+        return values;
+    }
+
+    std::vector<nlohmann::json> records(const std::string& folder) {
+        std::vector<nlohmann::json> all;
+        std::ifstream file(folder + "/metrics.jsonl");
+        for (std::string line; std::getline(file, line);)
+            all.push_back(nlohmann::json::parse(line));
+        return all;
+    }
+
+    std::vector<std::string> checkpoints(const std::string& folder) {
+        std::vector<std::string> names;
+        for (const auto& entry : fs::directory_iterator(folder + "/checkpoints"))
+            names.push_back(entry.path().filename());
+        std::sort(names.begin(), names.end());
+        return names;
+    }
+
+    /// Raises a signal on one rank when batch `number` is fetched.
+    static ReplaySource::Hook signal_at(Index number, int signal, bool here) {
+        return [=](Index batch) {
+            if (here && batch == number) std::raise(signal);
+        };
+    }
+
+    bool fits(Grid grid) const { return grid.data * grid.feature <= world_.size(); }
+    Grid whole_world() const { return {1, world_.size()}; }
+
+    Communicator world_ = Communicator::world();
+    Scratch scratch_{world_};
+
+  private:
+    int run_on(const Communicator& part, const std::string& folder, const TrainJob& job,
+               Grid shape_, const Variation& variation) {
+        const std::unique_ptr<Backend> backend = make_backend("cpu");
+        const ProcessGrid grid(part, shape_.data, shape_.feature);
+        TrainOptions options;
+        options.resolved_job = variation.settings;
+        options.resume = variation.resume;
+        options.differences = differing_lines;
+        const RunFolder run_folder = open_run_folder(folder, options, grid.all());
+        RunSources sources;
+        auto training = std::make_unique<ReplaySource>(shape, batch_tokens, true, grid);
+        training->hook = variation.hook;
+        training->spoil = variation.spoil;
+        sources.training = std::move(training);
+        sources.open_evaluation = [&]() -> std::unique_ptr<BatchSource> {
+            if (!variation.held_out) return nullptr;
+            return std::make_unique<ReplaySource>(shape, batch_tokens, false, grid);
+        };
+        return run_training(job, options, run_folder, std::move(sources), *backend, grid);
+    }
+};
+
+void expect_close(const std::vector<double>& actual, const std::vector<double>& expected) {
+    ASSERT_EQ(actual.size(), expected.size());
+    for (std::size_t i = 0; i < expected.size(); ++i)
+        // Done-when of the grid: float32 sums in another order, 1e-5 relative over 50 steps.
+        EXPECT_TRUE(std::abs(actual[i] - expected[i]) <= 1e-5 * expected[i])
+            << "step " << i + 1 << ": " << actual[i] << " against " << expected[i];
+}
+
+const std::vector<Grid> all_grids = {{1, 1}, {1, 2}, {2, 1}, {2, 2}, {1, 3}, {4, 1}, {1, 4}};
+
+// A number that depends on every parameter, its bits and its global place, but not on the shards.
+std::uint64_t fingerprint(Params& params, Backend& backend, const ProcessGrid& grid) {
+    std::uint64_t sum = 0;
+    for (const ParamArray& array : params.arrays()) {
+        const bool replicated = array.rows.value.rows == array.global_rows;
+        if (grid.data_index() != 0 || (replicated && grid.feature_index() != 0)) continue;
+        const Matrix<float>& m = array.rows.value;
+        std::vector<float> host(static_cast<std::size_t>(m.rows * m.cols));
+        backend.download(Span<const float>(m.elements), std::span<float>(host));
+        for (std::size_t i = 0; i < host.size(); ++i) {
+            const std::uint64_t place = std::hash<std::string>()(array.name) +
+                                        static_cast<std::uint64_t>(array.first_row * m.cols) + i;
+            sum += (std::bit_cast<std::uint32_t>(host[i]) + 1) * (2 * place + 1) *
+                   0x9E3779B97F4A7C15ULL;
+        }
+    }
+    return grid.all().all_reduce_sum(sum);
+}
+
+TEST_F(TrainerTest, EveryGridStartsFromTheSameBits) {
+    std::uint64_t expected = 0;
+    for (const Grid& g : all_grids) {
+        if (!fits(g)) continue;
+        const Communicator part =
+            world_.split(world_.rank() < g.data * g.feature ? 0 : 1, world_.rank());
+        std::uint64_t sum = 0;
+        if (world_.rank() < g.data * g.feature) {
+            const std::unique_ptr<Backend> backend = make_backend("cpu");
+            const ProcessGrid grid(part, g.data, g.feature);
+            ModelConfig model;
+            model.features = shape.features;
+            Params params(*backend, shape, grid.feature_shard(shape.features), model, 42);
+            sum = fingerprint(params, *backend, grid);
+        }
+        sum = world_.broadcast(sum);
+        if (expected == 0) expected = sum;
+        EXPECT_EQ(sum, expected) << g.data << "x" << g.feature;
+    }
+}
+
+TEST_F(TrainerTest, EveryGridFollowsTheSameLosses) {
+    const TrainJob job = small_job(50);
+    std::vector<double> expected;
+    nlohmann::json first;
+    for (const Grid& grid : all_grids) {
+        if (!fits(grid)) continue;
+        SCOPED_TRACE(fmt::format("grid {}x{}", grid.data, grid.feature));
+        const std::string folder = scratch_ / fmt::format("{}x{}", grid.data, grid.feature);
+        EXPECT_EQ(run(folder, job, grid), 0);
+        const std::vector<nlohmann::json> all = records(folder);
+        if (expected.empty()) {
+            expected = losses(folder);
+            first = all.front();
+            ASSERT_EQ(expected.size(), 50U);
+            EXPECT_LT(expected.back(), 0.9 * expected.front());  // it learns
+        } else {
+            expect_close(losses(folder), expected);
+            // The same features are chosen.
+            EXPECT_EQ(all.front()["l0_per_layer"], first["l0_per_layer"]);
+            EXPECT_EQ(all.front()["threshold"], first["threshold"]);
+        }
+    }
+}
+
+TEST_F(TrainerTest, ARunRepeatsBitForBit) {
+    const TrainJob job = small_job(12);
+    run(scratch_ / "a", job, whole_world());
+    run(scratch_ / "b", job, whole_world());
+    EXPECT_EQ(losses(scratch_ / "a"), losses(scratch_ / "b"));
+}
+
+// Step 13 lies in the middle of the third epoch of 5 batches.
+TEST_F(TrainerTest, ASignalThenResumeEqualsAnUninterruptedRun) {
+    const TrainJob job = small_job(33);
+    ASSERT_EQ(run(scratch_ / "straight", job, whole_world()), 0);
+    for (const int signal : {SIGUSR1, SIGTERM}) {
+        const std::string folder = scratch_ / fmt::format("signal_{}", signal);
+        Variation variation;
+        variation.resume = true;  // a requeued job always passes it, the first time too
+        variation.hook = signal_at(12, signal, world_.rank() == world_.size() - 1);
+        EXPECT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
+        EXPECT_EQ(losses(folder).size(), 13U);
+        EXPECT_FALSE(fs::exists(folder + "/results.json"));
+        variation.hook = nullptr;
+        EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+        EXPECT_EQ(losses(folder), losses(scratch_ / "straight"));
+
+        const auto straight = records(scratch_ / "straight");
+        const auto resumed = records(folder);
+        ASSERT_EQ(resumed.size(), straight.size());
+        for (std::size_t i = 0; i < straight.size(); ++i) {
+            for (const char* key : {"learning_rate", "lambda", "l0_per_layer", "nmse", "tokens",
+                                    "dead_features_per_layer"})
+                EXPECT_EQ(resumed[i][key], straight[i][key]) << key << " of step " << i + 1;
+            EXPECT_EQ(resumed[i].contains("evaluation"), straight[i].contains("evaluation"));
+            if (straight[i].contains("evaluation")) {
+                EXPECT_EQ(resumed[i]["evaluation"], straight[i]["evaluation"]) << i + 1;
+            }
+        }
+    }
+}
+
+TEST_F(TrainerTest, ACheckpointGoesOnOnAnotherGrid) {
+    const TrainJob job = small_job(33);
+    const Grid before = world_.size() >= 4 ? Grid{2, 2} : whole_world();
+    ASSERT_EQ(run(scratch_ / "straight", job, before), 0);
+    for (const Grid& after : all_grids) {
+        if (!fits(after)) continue;
+        SCOPED_TRACE(fmt::format("resumed on {}x{}", after.data, after.feature));
+        const std::string folder = scratch_ / fmt::format("on_{}x{}", after.data, after.feature);
+        Variation variation;
+        variation.resume = true;
+        variation.hook = signal_at(12, SIGUSR1, world_.rank() == 0);
+        ASSERT_EQ(run(folder, job, before, variation), exit_interrupted);
+        variation.hook = nullptr;
+        EXPECT_EQ(run(folder, job, after, variation), 0);
+        expect_close(losses(folder), losses(scratch_ / "straight"));
+    }
+}
+
+// A crash loses the steps since the last checkpoint; the resumed run makes them again.
+TEST_F(TrainerTest, ACrashLosesNoStepAndRepeatsNone) {
+    TrainJob job = small_job(25);
+    job.checkpoint.interval = 10;
+    ASSERT_EQ(run(scratch_ / "straight", job, whole_world()), 0);
+    Variation variation;
+    variation.hook = [](Index batch) {
+        if (batch == 17) user_error("the plug was pulled");
+    };
+    const std::string folder = scratch_ / "crashed";
+    EXPECT_EQ(message_of<UserError>([&] { run(folder, job, whole_world(), variation); }),
+              "the plug was pulled");
+    EXPECT_EQ(losses(folder).size(), 17U);
+    variation.hook = nullptr;
+    variation.resume = true;
+    EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+    EXPECT_EQ(losses(folder), losses(scratch_ / "straight"));
+}
+
+TEST_F(TrainerTest, ATornCheckpointIsPassedOver) {
+    TrainJob job = small_job(25);
+    job.checkpoint.interval = 8;
+    ASSERT_EQ(run(scratch_ / "straight", job, whole_world()), 0);
+    Variation variation;
+    variation.hook = signal_at(17, SIGUSR1, world_.rank() == 0);
+    const std::string folder = scratch_ / "torn";
+    ASSERT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
+    const std::string newest = folder + "/checkpoints/step_18.h5";
+    ASSERT_TRUE(fs::exists(newest));
+    world_.barrier();
+    if (world_.rank() == 0) fs::resize_file(newest, fs::file_size(newest) - 100);
+    world_.barrier();
+    variation.hook = nullptr;
+    variation.resume = true;
+    EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+    EXPECT_EQ(losses(folder), losses(scratch_ / "straight"));
+}
+
+TEST_F(TrainerTest, AFolderWithARunIsRefusedWithoutResume) {
+    const TrainJob job = small_job(2);
+    ASSERT_EQ(run(scratch_ / "a", job, whole_world()), 0);
+    const std::string before = read_file(scratch_ / "a/metrics.jsonl");
+    const std::string message =
+        message_of<UserError>([&] { run(scratch_ / "a", job, whole_world()); });
+    EXPECT_NE(message.find("already holds a run"), std::string::npos) << message;
+    EXPECT_NE(message.find("--resume"), std::string::npos) << message;
+    EXPECT_EQ(read_file(scratch_ / "a/metrics.jsonl"), before);
+}
+
+TEST_F(TrainerTest, AnotherJobIsRefusedOnResume) {
+    const TrainJob job = small_job(2);
+    ASSERT_EQ(run(scratch_ / "a", job, whole_world()), 0);
+    Variation variation;
+    variation.resume = true;
+    variation.settings = "model.features = 14";
+    const std::string message =
+        message_of<UserError>([&] { run(scratch_ / "a", job, whole_world(), variation); });
+    EXPECT_NE(message.find("model.features"), std::string::npos) << message;
+    EXPECT_EQ(read_file(scratch_ / "a/job.resolved.toml"), "model.features = 13");
+}
+
+TEST_F(TrainerTest, ACompleteRunResumesToTheSameResults) {
+    const TrainJob job = small_job(11);
+    const std::string folder = scratch_ / "a";
+    ASSERT_EQ(run(folder, job, whole_world()), 0);
+    const auto before = nlohmann::json::parse(read_file(folder + "/results.json"));
+    world_.barrier();
+    Variation variation;
+    variation.resume = true;
+    EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+    const auto after = nlohmann::json::parse(read_file(folder + "/results.json"));
+    EXPECT_EQ(after["evaluation"], before["evaluation"]);
+    EXPECT_EQ(after["train_tokens_per_s"], before["train_tokens_per_s"]);
+    EXPECT_EQ(losses(folder).size(), 11U);
+    EXPECT_EQ(before["evaluation"]["tokens"], ReplaySource::training_batches * batch_tokens);
+    EXPECT_EQ(before["tokens"], 11 * batch_tokens);
+    EXPECT_EQ(before["checkpoint"], "checkpoints/step_11.h5");
+}
+
+TEST_F(TrainerTest, KeepsTheNewestCheckpointsAndTheBest) {
+    TrainJob job = small_job(30);
+    job.checkpoint.interval = 4;
+    job.checkpoint.keep = 2;
+    job.optimizer.learning_rate = 0.3;  // too much: a later checkpoint may well be worse
+    job.schedule.kind = "constant";
+    const std::string folder = scratch_ / "a";
+    ASSERT_EQ(run(folder, job, whole_world()), 0);
+    Index best_step = 0;
+    double best = 0;
+    for (const nlohmann::json& record : records(folder)) {
+        const Index step = record["step"];
+        if (!record.contains("evaluation") || (step % 4 != 0 && step != 30)) continue;
+        const double nmse = record["evaluation"]["nmse"];
+        if (best_step == 0 || nmse < best) {
+            best_step = step;
+            best = nmse;
+        }
+    }
+    std::vector<std::string> expected = {"step_28.h5", "step_30.h5",
+                                         fmt::format("step_{}.h5", best_step)};
+    std::sort(expected.begin(), expected.end());
+    expected.erase(std::unique(expected.begin(), expected.end()), expected.end());
+    EXPECT_EQ(checkpoints(folder), expected);
+    EXPECT_EQ(nlohmann::json::parse(read_file(folder + "/results.json"))["best_checkpoint"],
+              fmt::format("checkpoints/step_{}.h5", best_step));
+}
+
+TEST_F(TrainerTest, RunsWithoutHeldOutTokens) {
+    Variation variation;
+    variation.held_out = false;
+    const std::string folder = scratch_ / "a";
+    EXPECT_EQ(run(folder, small_job(3), whole_world(), variation), 0);
+    EXPECT_TRUE(nlohmann::json::parse(read_file(folder + "/results.json"))["evaluation"].is_null());
+}
+
+TEST_F(TrainerTest, ANonFiniteLossUpdatesNothing) {
+    const TrainJob job = small_job(12);
+    const std::string folder = scratch_ / "spoiled";
+    Variation variation;
+    variation.spoil = [](Index batch, std::vector<float>& targets) {
+        if (batch == 4 && !targets.empty()) targets[0] = std::nanf("");
+    };
+    ASSERT_EQ(run(folder, job, whole_world(), variation), 0);
+    const auto all = records(folder);
+    ASSERT_EQ(all.size(), 12U);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        EXPECT_EQ(all[i]["finite"], i != 4) << i + 1;
+        EXPECT_EQ(all[i]["loss"].is_null(), i == 4) << i + 1;
+    }
+}
+
+TEST_F(TrainerTest, ADivergedRunStops) {
+    Variation variation;
+    variation.spoil = [](Index batch, std::vector<float>& targets) {
+        if (batch >= 3)
+            for (float& y : targets) y = std::nanf("");
+    };
+    const std::string message = message_of<UserError>(
+        [&] { run(scratch_ / "a", small_job(60), whole_world(), variation); });
+    EXPECT_NE(message.find("20 steps in a row"), std::string::npos) << message;
+    EXPECT_NE(message.find("step 23"), std::string::npos) << message;
+}
+
+// reference-cases C22: window 1 and strict.
+TEST_F(TrainerTest, DeadMeansSilentForMoreThanTheWindow) {
+    const std::unique_ptr<Backend> backend = make_backend("cpu");
+    const ProcessGrid grid(world_, 1, world_.size());
+    ModelConfig model;
+    model.features = shape.features;
+    model.k = 6;
+    Params params(*backend, shape, grid.feature_shard(shape.features), model, 42);
+    Step step(*backend, grid, params, model, LossConfig(),
+              std::vector<float>(static_cast<std::size_t>(shape.layers * shape.d_model), 1.0F),
+              batch_tokens);
+    // Global feature f of layer l is silent for (f + l) % 3 steps.
+    std::vector<Index> silence;
+    const Shard features = params.features();
+    for (Index layer = 0; layer < shape.layers; ++layer)
+        for (Index f = features.begin; f < features.end; ++f) silence.push_back((f + layer) % 3);
+    backend->upload(std::span<const Index>(silence), step.silence());
+    EXPECT_EQ(step.dead_features(1), (std::vector<Index>{4, 4, 5}));
+    EXPECT_EQ(step.dead_features(2), (std::vector<Index>{0, 0, 0}));
+    EXPECT_EQ(step.dead_features(0), (std::vector<Index>{8, 9, 9}));
+}
+
+}  // namespace
+}  // namespace clt
