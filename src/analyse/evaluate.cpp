@@ -83,7 +83,7 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     const LossConfig loss;
     Step step(backend, grid, params, checkpoint.model, loss, source->error_scale(),
               job.data.batch_tokens);
-    const Evaluation evaluation = evaluate_pass(step, *source, checkpoint.shape);
+    Evaluation evaluation = evaluate_pass(step, *source, checkpoint.shape);
 
     all.together([&] {
         if (all.rank() != 0) return;

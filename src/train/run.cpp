@@ -168,7 +168,7 @@ std::optional<Evaluation> Run::evaluate() {
     sources_.training->quiesce();
     const std::unique_ptr<BatchSource> source = sources_.open_evaluation();
     if (source == nullptr) return std::nullopt;
-    const Evaluation evaluation = evaluate_pass(step_, *source, shape_);
+    Evaluation evaluation = evaluate_pass(step_, *source, shape_);
     step_.take_stage_seconds();  // they are not the training step's
     return evaluation;
 }
