@@ -8,8 +8,9 @@
 namespace clt {
 
 const std::vector<Command>& all_commands() {
-    static const std::vector<Command> commands = {
-        generate_command(), train_command(), evaluate_command(), plan_command(), bench_command()};
+    static const std::vector<Command> commands = {generate_command(), train_command(),
+                                                  evaluate_command(), plan_command(),
+                                                  inspect_command(),  bench_command()};
     return commands;
 }
 

@@ -1,0 +1,167 @@
+// Checkpoints, run folders and safetensors.
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <sstream>
+
+#include "analyse/inspect_parts.hpp"
+#include "clt/base/error.hpp"
+#include "clt/io/file.hpp"
+#include "clt/io/safetensors.hpp"
+#include "clt/train/checkpoint.hpp"
+
+namespace clt {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A text of several lines, set in by four blanks.
+void add_indented(const std::string& title, const std::string& text,
+                  std::vector<std::string>& out) {
+    if (text.empty()) return;
+    out.push_back("  " + title);
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) out.push_back("    " + line);
+}
+
+void describe_model(const CheckpointInfo& info, std::vector<std::string>& out) {
+    const Shape& shape = info.shape;
+    out.push_back(
+        fmt::format("  model     {} layers, d_model {}, {} features a layer: {} "
+                    "parameters",
+                    shape.layers, shape.d_model, shape.features, shape.parameters()));
+    const bool top = info.activation == "batchtopk" || info.activation == "topk";
+    out.push_back(fmt::format(
+        "  features  {}{}", info.activation,
+        top ? fmt::format(", k {:g}, ranked {}", info.model.k, info.model.ranking) : ""));
+    out.push_back(fmt::format("  step      {}, written by clt {}", info.step, info.revision));
+}
+
+// step_<number>.h5 in a folder, by number. Rank 0.
+std::vector<std::string> checkpoints_in(const std::string& folder) {
+    std::vector<std::string> names;
+    std::error_code code;
+    for (fs::directory_iterator entry(folder, code), end; !code && entry != end;
+         entry.increment(code)) {
+        const std::string name = entry->path().filename().string();
+        if (name.starts_with("step_") && name.ends_with(".h5")) names.push_back(name);
+    }
+    // step_9.h5 before step_10.h5: shorter names first.
+    std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
+        return a.size() != b.size() ? a.size() < b.size() : a < b;
+    });
+    return names;
+}
+
+// Rank 0's list, for all.
+std::vector<std::string> broadcast_list(const std::vector<std::string>& list,
+                                        const Communicator& all) {
+    std::istringstream lines(all.broadcast(fmt::format("{}", fmt::join(list, "\n"))));
+    std::vector<std::string> copy;
+    for (std::string line; std::getline(lines, line);) copy.push_back(line);
+    return copy;
+}
+
+}  // namespace
+
+Inspection inspect_checkpoint_file(const std::string& path, bool verify, const Communicator& all) {
+    const CheckpointInfo info = inspect_checkpoint(path, all);
+    Inspection out;
+    out.lines.push_back(fmt::format("{}: checkpoint, {}", path, bytes_text(file_bytes(path))));
+    describe_model(info, out.lines);
+    add_indented("position in the data", info.state.cursor, out.lines);
+    add_indented("state of the run", info.state.extra, out.lines);
+    add_indented("job", info.state.job, out.lines);
+    if (verify) out.problems = verify_checkpoint(path, all);
+    return out;
+}
+
+Inspection inspect_run(const std::string& folder, bool verify, const Communicator& all) {
+    const std::string below = folder + "/checkpoints";
+    const std::string where = all.broadcast(fs::exists(below) ? below : folder);
+    const std::vector<std::string> names =
+        broadcast_list(all.rank() == 0 ? checkpoints_in(where) : std::vector<std::string>(), all);
+    Inspection out;
+    out.lines.push_back(fmt::format("{}: run of clt train", folder));
+    std::optional<CheckpointInfo> newest;
+    for (const std::string& name : names) {
+        const std::string path = where + "/" + name;
+        try {
+            newest = inspect_checkpoint(path, all);
+            out.lines.push_back(fmt::format("  {:<20} step {}, {}", name, newest->step,
+                                            bytes_text(file_bytes(path))));
+            if (verify)
+                for (std::string& problem : verify_checkpoint(path, all))
+                    out.problems.push_back(std::move(problem));
+        } catch (const UserError& e) {  // on every rank alike
+            out.lines.push_back(fmt::format("  {:<20} not whole: {}", name, e.what()));
+            if (verify) out.problems.emplace_back(e.what());
+        }
+    }
+    if (names.empty()) out.lines.emplace_back("  no checkpoint yet");
+    if (newest) {
+        out.lines.emplace_back("newest whole checkpoint");
+        describe_model(*newest, out.lines);
+    }
+    all.together([&] {
+        if (all.rank() != 0 || !fs::exists(folder + "/metrics.jsonl")) return;
+        const std::string metrics = read_file(folder + "/metrics.jsonl");
+        out.lines.push_back(fmt::format("metrics.jsonl: {} records",
+                                        std::count(metrics.begin(), metrics.end(), '\n')));
+        const std::size_t end = metrics.find_last_not_of('\n');
+        if (end == std::string::npos) return;
+        const std::size_t begin = metrics.rfind('\n', end) + 1;  // npos + 1 is 0
+        out.lines.push_back("  last: " + metrics.substr(begin, end - begin + 1));
+    });
+    return out;
+}
+
+Inspection inspect_safetensors(const std::string& path, bool verify, const Communicator& all) {
+    std::optional<SafetensorsFile> file;
+    all.together([&] { file.emplace(path); });
+    Inspection out;
+    Index elements = 0;
+    std::size_t width = 6;
+    for (const auto& [name, entry] : file->entries()) {
+        Index count = 1;
+        for (const Index extent : entry.shape) count *= extent;
+        elements += count;
+        width = std::max(width, name.size());
+    }
+    out.lines.push_back(fmt::format("{}: safetensors, {} tensors, {} numbers, {}", path,
+                                    file->entries().size(), elements,
+                                    bytes_text(file_bytes(path))));
+    for (const auto& [key, value] : file->metadata())
+        out.lines.push_back(fmt::format("  {} = {}", key, value));
+    for (const auto& [name, entry] : file->entries())
+        out.lines.push_back(fmt::format("  {:<{}}  {:<5} [{}]", name, width, entry.dtype,
+                                        fmt::join(entry.shape, ", ")));
+    if (!verify) return out;
+
+    // Tensors are dealt over the ranks. Those of other types have no values that could be wrong.
+    std::vector<std::string> problems;
+    all.together([&] {
+        int turn = 0;
+        for (const auto& [name, entry] : file->entries()) {
+            if (turn++ % all.size() != all.rank()) continue;
+            if (entry.dtype != "F32" && entry.dtype != "F16" && entry.dtype != "BF16") continue;
+            const std::vector<float> values = file->read(name);
+            const auto n = static_cast<Index>(values.size());
+            const Index bad = first_not_finite(DType::float32, values.data(), n);
+            if (bad < n)
+                problems.push_back(fmt::format("{}: tensor \"{}\" is NaN or infinite at element {}",
+                                               path, name, bad));
+        }
+    });
+    for (int rank = 0; rank < all.size(); ++rank) {
+        const std::string text = all.broadcast(
+            rank == all.rank() ? fmt::format("{}", fmt::join(problems, "\n")) : std::string(),
+            rank);
+        std::istringstream lines(text);
+        for (std::string line; std::getline(lines, line);) out.problems.push_back(line);
+    }
+    return out;
+}
+
+}  // namespace clt

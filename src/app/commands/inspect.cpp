@@ -1,0 +1,25 @@
+#include "clt/analyse/inspect.hpp"
+
+#include "app/command.hpp"
+
+namespace clt {
+namespace {
+
+int run(const Arguments& arguments, const Communicator& world) {
+    const std::string text = inspect(arguments.positional(0), arguments.has("verify"), world);
+    if (world.rank() == 0) fmt::print("{}", text);
+    return 0;
+}
+
+}  // namespace
+
+Command inspect_command() {
+    return {"inspect",
+            "Explains a data set, a chunk, a checkpoint, a run folder or a safetensors file",
+            {"PATH"},
+            {{"verify", "", "Reads everything and checks it; problems end with exit code 2"}},
+            "",
+            run};
+}
+
+}  // namespace clt
