@@ -86,7 +86,7 @@ Inspection inspect_run(const std::string& folder, bool verify, const Communicato
     out.lines.push_back(fmt::format("{}: run of clt train", folder));
     std::optional<CheckpointInfo> newest;
     for (const std::string& name : names) {
-        const std::string path = where + "/" + name;
+        const std::string path = (fs::path(where) / name).string();
         try {
             newest = inspect_checkpoint(path, all);
             out.lines.push_back(fmt::format("  {:<20} step {}, {}", name, newest->step,
