@@ -245,8 +245,12 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, Index row
         }
         // Every element is written by us: filling it first would write the array twice. Compressed
         // chunks need valid content before their first write.
-        if (gzip == 0)
+        if (gzip == 0) {
             h5::check(H5Pset_fill_time(layout.id(), H5D_FILL_TIME_NEVER), where, "created");
+            // Allocated late, as HDF5 does without MPI, a dataset of a single chunk that is larger
+            // than the chunk cache loses its address (1.10.8): it reads as zeros.
+            h5::check(H5Pset_alloc_time(layout.id(), H5D_ALLOC_TIME_EARLY), where, "created");
+        }
         const H5Handle space = h5::own(
             h5::check(H5Screate_simple(rank, extent.data(), nullptr), where, "created"), H5Sclose);
         dataset.handle_ =
