@@ -111,7 +111,7 @@ DatasetSource::~DatasetSource() {
     // keeps what it uses.
     pipeline_->abandon();
     static_cast<void>(pipeline_.release());
-    static_cast<void>(new std::shared_ptr<Shared>(shared_));
+    static_cast<void>(std::make_unique<std::shared_ptr<Shared>>(shared_).release());
 }
 
 Index DatasetSource::layers() const {

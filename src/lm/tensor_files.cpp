@@ -30,7 +30,7 @@ TensorFiles::TensorFiles(const std::string& folder) {
             user_error("{}: file of \"{}\" is {}, expected a file name", index, name, file.dump());
         const auto shard = file.get<std::string>();
         const auto [place, is_new] = opened.emplace(shard, files_.size());
-        if (is_new) files_.emplace_back(folder + "/" + shard);
+        if (is_new) files_.emplace_back(fmt::format("{}/{}", folder, shard));
         const SafetensorsFile& opened_file = files_[place->second];
         if (!opened_file.entries().contains(name))
             user_error("{}: \"{}\" should be in {}, which does not have it", index, name, shard);

@@ -149,7 +149,7 @@ void Tokenizer::Impl::read_model(const Json& model) {
     if (model.contains("dropout") && !model["dropout"].is_null() && model["dropout"] != 0.0)
         refuse("model.dropout is not supported, expected null");
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-        if (model.contains(key) && !model[key].is_null() && model[key] != "")
+        if (model.contains(key) && !model[key].is_null() && model[key] != nlohmann::json(""))
             refuse("model.{} is not supported, expected none", key);
     ignore_merges = model.value("ignore_merges", false);
     if (!model.contains("vocab") || !model["vocab"].is_object())

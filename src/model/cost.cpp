@@ -82,10 +82,10 @@ std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
     const Index window = rows_held * 2 * s.stride * q.element_bytes + 4 * q.window_tokens;
 
     // Cut at twice the budget, plus one tile that may pass whole; buffers double when they grow,
-    // and cutting copies into a twin.
+    // and cutting copies into a twin: 4 x 16 bytes an entry (relu, jumprelu: 2 x 12, never cut).
     constexpr Index smallest_limit = 1 << 16;
     const Index ranked_entries = std::max(2 * s.budget, smallest_limit) + q.tile * s.replica;
-    const Index candidates = s.ranked ? 2 * 2 * 16 * ranked_entries : 2 * 12 * own_entries;
+    const Index candidates = s.ranked ? 64 * ranked_entries : 24 * own_entries;
 
     // token, pre, value, gradient with an eighth of room; the starts of the rows; an order by
     // token.
@@ -95,9 +95,9 @@ std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
         active += set_bytes(entries) + 12 * entries + q.data_parts * counter_bytes * (s.rows + 1);
 
     Index workspace = float_bytes * q.tile * s.replica + 5 * counter_bytes * s.rows +
-                      (4 * 8 + float_bytes) * s.stride;
+                      4 * counter_bytes * s.stride + float_bytes * s.stride;
     if (q.loss.sparsity > 0) workspace += 2 * float_bytes * s.rows;
-    if (s.per_token) workspace += s.replica * (16 + 4) * counter_bytes;
+    if (s.per_token) workspace += 20 * counter_bytes * s.replica;
     if (!s.ranked)  // pre, value and gradient of a tile over all tokens, gradients of its rows
         workspace += float_bytes * q.tile * (3 * s.batch + s.stride + s.d);
 

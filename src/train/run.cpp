@@ -134,7 +134,7 @@ int Run::execute() {
 StepResult Run::advance() {
     const Stopwatch watch;
     batch_ = sources_.training->next();
-    const StepResult result =
+    StepResult result =
         step_.train(batch_, step_scalars(job_.optimizer, job_.schedule, job_.loss, state_.step));
     const double step_s = watch.seconds();
     ++state_.step;

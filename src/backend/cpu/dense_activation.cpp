@@ -55,7 +55,7 @@ Index CpuBackend::count_kept(const CollectRule& rule, Span<const float> log_thre
         if (thresholded) {
             const float theta = jumprelu_threshold(raw(log_threshold)[t]);
             for (Index b = 0; b < pre.cols; ++b)
-                kept += (p[b] >= theta) | in_window(p[b], theta, rule.half_window) ? 1 : 0;
+                kept += ((p[b] >= theta) | in_window(p[b], theta, rule.half_window)) ? 1 : 0;
         } else {
             for (Index b = 0; b < pre.cols; ++b) kept += p[b] > 0 ? 1 : 0;
         }
