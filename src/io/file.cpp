@@ -59,6 +59,11 @@ void reserve_space(const std::string& path, Index bytes) {
                static_cast<double>(bytes) / 1e6, std::strerror(code));
 }
 
+void begin_sync(const std::string& path) {
+    const Descriptor file(path, O_RDONLY, "written");
+    ::sync_file_range(file.fd(), 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
 void sync_file(const std::string& path) {
     Descriptor(path, O_RDONLY, "written").sync();
 }

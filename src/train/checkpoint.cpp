@@ -167,6 +167,7 @@ void write_arrays(H5File& file, Backend& backend, const ProcessGrid& grid, Param
         for (const auto& part : parts) {
             sums.push_back(write_part(datasets[sums.size()], backend, grid, part, memory));
             names.push_back(part.name);
+            if (grid.all().rank() == 0) begin_sync(file.path());
         }
     };
     write(parameters);

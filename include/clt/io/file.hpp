@@ -21,6 +21,9 @@ void publish_file(const std::string& from, const std::string& to);
 /// here and not in the middle of writing. Does nothing on file systems that cannot. Throws
 /// UserError.
 void reserve_space(const std::string& path, Index bytes);
+/// Tells the system to begin moving what was written to the disk, and does not wait: a later
+/// sync_file then finds most of it there. Failures show in that sync_file.
+void begin_sync(const std::string& path);
 /// fsync. On a network file system every host that wrote calls it. Throws UserError.
 void sync_file(const std::string& path);
 /// Makes the folder and its parents and proves that a file can be written there. Throws UserError.
