@@ -71,9 +71,23 @@ def check_include(inside, folder, header):
     return None
 
 
+def unused_outside(public, users):
+    """The public headers that no other folder includes, neither itself nor through another header."""
+    needed = {name for name, (_, folder) in public.items()
+              if any(user != folder for user, _ in users.get(name, []))}
+    while True:
+        more = {name for name in public.keys() - needed
+                if any(by in needed for _, by in users.get(name, []))}
+        if not more:
+            return [public[name] for name in public.keys() - needed]
+        needed |= more
+
+
 def main():
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent
     violations = []
+    public = {}  # "clt/x/y.hpp" -> (path to show, its folder)
+    users = {}  # header -> (folder, the public header that includes it or None) of every include
     for base in (root / "include" / "clt", root / "src"):
         for path in sorted(p for p in base.rglob("*") if p.suffix in SUFFIXES):
             inside = path.relative_to(base).as_posix()
@@ -82,10 +96,16 @@ def main():
             if folder not in BELOW or "/" not in inside:
                 violations.append(f"{shown}:1: {folder} is no known folder")
                 continue
+            name = f"clt/{inside}" if base.name == "clt" else None
+            if name:
+                public[name] = (shown, folder)
             for number, header in includes(path):
+                users.setdefault(header, []).append((folder, name))
                 problem = check_include(inside, folder, header)
                 if problem:
                     violations.append(f"{shown}:{number}: {problem}")
+    violations += [f"{shown}:1: only {folder}/ uses this header; it belongs in src/{folder}/"
+                   for shown, folder in unused_outside(public, users)]
     print("\n".join(violations) if violations else "layers: no violation")
     return 1 if violations else 0
 

@@ -9,10 +9,10 @@
 #include "clt/base/stopwatch.hpp"
 #include "clt/data/writer.hpp"
 #include "clt/io/file.hpp"
-#include "clt/lm/tokenizer.hpp"
-#include "clt/lm/transformer.hpp"
 #include "lm/fingerprint.hpp"
 #include "lm/token_stream.hpp"
+#include "lm/tokenizer.hpp"
+#include "lm/transformer.hpp"
 
 namespace clt {
 namespace {

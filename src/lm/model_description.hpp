@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "clt/lm/transformer.hpp"
+#include "lm/transformer.hpp"
 
 namespace clt {
 

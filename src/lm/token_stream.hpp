@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "clt/comm/communicator.hpp"
-#include "clt/lm/tokenizer.hpp"
 #include "lm/documents.hpp"
+#include "lm/tokenizer.hpp"
 
 namespace clt {
 

@@ -1,4 +1,4 @@
-#include "clt/lm/tokenizer.hpp"
+#include "lm/tokenizer.hpp"
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include "clt/lm/transformer.hpp"
+#include "lm/transformer.hpp"
 
 #include <algorithm>
 

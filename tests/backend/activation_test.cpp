@@ -1,6 +1,6 @@
 // Activations, their gradients and the tanh penalty, sparse and dense.
 #include "backend/backend_test.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt::test {
 namespace {

@@ -1,6 +1,6 @@
 // Dense products, the encoder's tiles, and loops over whole matrices.
 #include "backend/backend_test.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt::test {
 namespace {

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "backend/backend_test.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt::test {
 namespace {

@@ -9,7 +9,8 @@ from pathlib import Path
 CHECK = Path(__file__).resolve().parents[2] / "tools" / "check_layers.py"
 
 CLEAN = {
-    "include/clt/base/types.hpp": "#include <cstdint>\n",
+    "include/clt/base/types.hpp": '#include "clt/base/integers.hpp"\n',
+    "include/clt/base/integers.hpp": "#include <cstdint>\n",
     "include/clt/comm/communicator.hpp": '#include <mpi.h>\n#include "clt/base/types.hpp"\n',
     "src/comm/communicator.cpp": '#include "clt/comm/communicator.hpp"\n#include "comm/private.hpp"\n',
     "src/comm/private.hpp": "",
@@ -53,6 +54,9 @@ class CheckLayers(unittest.TestCase):
         self.violation("src/io/file.cpp", "#include <toml++/toml.h>\n", "belongs in app/")
         self.violation("src/backend/cpu/a.cpp", "#include <cuda_runtime.h>\n", "belongs in backend/cuda/")
         self.violation("src/model/step.cpp", '#include "clt/memory/raw.hpp"\n', "belongs in backend/")
+
+    def test_header_of_one_folder(self):
+        self.violation("include/clt/io/file.hpp", "", "only io/ uses this header")
 
     def test_unknown_folder(self):
         self.violation("src/util/misc.cpp", "", "no known folder")

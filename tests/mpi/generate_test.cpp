@@ -11,8 +11,8 @@
 #include "clt/base/error.hpp"
 #include "clt/data/dataset.hpp"
 #include "clt/io/file.hpp"
-#include "clt/lm/tokenizer.hpp"
-#include "clt/lm/transformer.hpp"
+#include "lm/tokenizer.hpp"
+#include "lm/transformer.hpp"
 #include "support/scratch.hpp"
 
 namespace clt {

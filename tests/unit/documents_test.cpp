@@ -10,7 +10,7 @@
 
 #include "clt/base/error.hpp"
 #include "clt/io/file.hpp"
-#include "clt/lm/tokenizer.hpp"
+#include "lm/tokenizer.hpp"
 #include "support/scratch.hpp"
 
 namespace clt {

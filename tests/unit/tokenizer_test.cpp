@@ -1,5 +1,5 @@
 // Ids against those of the Python library `tokenizers` 0.23 (the tables below were printed by it).
-#include "clt/lm/tokenizer.hpp"
+#include "lm/tokenizer.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // The language model against the tiny model's known answers and against a forward pass in double.
-#include "clt/lm/transformer.hpp"
+#include "lm/transformer.hpp"
 
 #include <gtest/gtest.h>
 

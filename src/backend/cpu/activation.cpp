@@ -1,7 +1,7 @@
 // Gradients of the activation functions and the tanh penalty, on the active set.
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt {
 

@@ -1,7 +1,7 @@
 // How often features are active.
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt {
 

@@ -1,7 +1,7 @@
 // relu and jumprelu on whole tiles, for models so dense that matrix products beat the gathers.
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt {
 

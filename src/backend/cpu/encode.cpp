@@ -3,7 +3,7 @@
 
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt {
 

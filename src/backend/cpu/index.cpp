@@ -1,7 +1,7 @@
 // From candidates to the active set. They come sorted, so the row starts are where the row changes.
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
-#include "clt/backend/elementwise.hpp"
+#include "backend/elementwise.hpp"
 
 namespace clt {
 namespace {
