@@ -64,9 +64,6 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     const Stopwatch watch;
     const ProcessGrid grid(world, job.grid);
     const Communicator& all = grid.all();
-    all.together([&] {
-        if (all.rank() == 0) make_writable_folder(job.job.output);
-    });
     const CheckpointInfo checkpoint = find_checkpoint(job.evaluate.checkpoint, all);
     const std::unique_ptr<BatchSource> source = make_evaluation_source(
         job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all", grid);
@@ -75,6 +72,9 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
             "[evaluate] rows = \"heldout\", but nothing is held out: set [data] holdout_fraction "
             "as in training or evaluation_path, or rows = \"all\"");
     check_fit(job, checkpoint, *source);
+    all.together([&] {
+        if (all.rank() == 0) make_writable_folder(job.job.output);
+    });
 
     Params params(backend, checkpoint.shape, grid.feature_shard(checkpoint.shape.features),
                   checkpoint.model, /*seed=*/0);

@@ -1,6 +1,7 @@
 #include "clt/analyse/plan.hpp"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "clt/backend/backend.hpp"
 #include "clt/base/error.hpp"
@@ -54,6 +55,11 @@ Plan make_plan(const TrainJob& job, const PlanOptions& options, const Communicat
     DataShape data;
     data.layers = options.layers;
     data.d_model = options.d_model;
+    if (options.layers == 0 && !world.broadcast(std::filesystem::exists(job.data.path)))
+        user_error(
+            "[data] path = {}: no such folder; before there is a data set give --layers and "
+            "--d-model",
+            job.data.path);
     if (options.layers == 0) data = data_shape(ActivationDataset(job.data.path, world));
     const GridConfig grid = grid_of(job.grid, options.ranks);
     plan.query = cost_query(job, data, grid.data, grid.feature);

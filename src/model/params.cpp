@@ -115,7 +115,7 @@ std::vector<ParamArray> Params::arrays() {
     }
     for (Index layer = 0; layer < shape_.layers; ++layer)
         add(fmt::format("decoder/layer_{}/weight", layer), decoder(layer));
-    all.push_back({"decoder/bias", decoder_bias(), 0, shape_.layers});
+    all.push_back({"decoder/bias", decoder_bias(), 0, shape_.layers, true});
     if (thresholds_)
         for (Index layer = 0; layer < shape_.layers; ++layer)
             add(fmt::format("threshold/layer_{}", layer),

@@ -18,10 +18,6 @@ constexpr double first_margin = 0.1;
 constexpr double smallest_margin = 0.05;
 constexpr double margin_decay = 0.98;
 
-// Candidates are cut down to the budget when they pass twice of it, but not below this many: a
-// cut costs some passes over them.
-constexpr Index smallest_limit = 1 << 16;
-
 Activation activation_of(const std::string& name) {
     if (name == "batchtopk") return Activation::batchtopk;
     if (name == "topk") return Activation::topk;
@@ -120,7 +116,7 @@ void Selection::encode(Matrix<const float> x, const Problem& problem, double* ne
     // replica's own number of tokens, which differs by one.
     const Index replicas = grid_.data_parts();
     const Index tile = backend_.encode_tile((problem.tokens + replicas - 1) / replicas, d);
-    const Index limit = std::max(2 * problem.budget * problem.groups, smallest_limit);
+    const Index limit = candidate_limit(problem.budget * problem.groups);
     const Span<float> bound = bound_.span().subspan(0, problem.groups);
     tile_.reserve_discarding(backend_.memory(), tile * x.rows, Purpose::workspace);
     if (rule_.zscore) sums_.reserve_discarding(backend_.memory(), 2 * tile, Purpose::workspace);

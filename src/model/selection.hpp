@@ -2,6 +2,7 @@
 // ranks cuts them. [B, L*F] never exists. Source: Bussmann et al. 2024, BatchTopK, section 3.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "clt/backend/backend.hpp"
@@ -21,6 +22,12 @@ CollectRule collect_rule(const ModelConfig& model);
 /// Entries to keep over all L*F columns: of the whole batch (batchtopk) or of each token (topk).
 /// batchtopk: floor(k * tokens); topk: floor(k), or ceil(k * L * F) below 1 (spec 5.4, 5.5).
 Index selection_budget(const ModelConfig& model, const Shape& shape, Index tokens);
+
+/// Candidates beyond this many are cut down to the budget: twice of it, but not below 65,536, as a
+/// cut costs some passes over them.
+constexpr Index candidate_limit(Index budget) {
+    return std::max(2 * budget, Index{1} << 16);
+}
 
 class Selection {
   public:

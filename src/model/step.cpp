@@ -102,13 +102,19 @@ StepResult Step::Impl::forward(const HostBatch& batch, bool training) {
 
 // Every rank gets the whole batch: its replica encodes a part of it, the encoder rows see all.
 void Step::Impl::gather_inputs(const HostBatch& batch) {
-    const Index stride = decoder_stride();
-    const Span<float> own = inputs.span().subspan(slice.begin * stride, slice.size() * stride);
-    backend.upload(batch.inputs, own);
+    backend.upload(batch.inputs, slice_of(inputs));
+    share_slices(inputs);
+}
+
+Span<float> Step::Impl::slice_of(Buffer<float>& buffer) const {
+    return buffer.span().subspan(slice.begin * decoder_stride(), slice.size() * decoder_stride());
+}
+
+void Step::Impl::share_slices(Buffer<float>& buffer) {
     std::vector<Index> counts;
     for (int r = 0; r < grid.all().size(); ++r)
-        counts.push_back(grid.token_slice(tokens, r).size() * stride);
-    all->all_gather(Span<const float>(own), inputs.span(), counts);
+        counts.push_back(grid.token_slice(tokens, r).size() * decoder_stride());
+    all->all_gather(Span<const float>(slice_of(buffer)), buffer.span(), counts);
 }
 
 // A sample of this batch decides, not the last one: a resumed run then takes the same path.
@@ -120,10 +126,9 @@ bool Step::Impl::measure_density() {
     Index kept = 0;
     for (Index layer = 0; layer < shape.layers && n > 0; ++layer) {
         const Matrix<float> pre = tile_of(tile_pre, n, own_tokens.size());
-        const ParamRows weight = params.encoder(layer);
         const Index row = layer * local_features();
         backend.encode(columns(inputs, own_tokens, layer * d, d),
-                       Matrix<const float>(weight.value.elements.subspan(0, n * d), n, d),
+                       rows_of(params.encoder(layer), 0, n).value,
                        params.encoder_bias().value.elements.subspan(row, n), pre);
         kept += backend.count_kept(rule, threshold_rows(row, n), pre);
     }
@@ -194,16 +199,6 @@ void Step::Impl::count(StepResult& result) {
     grid.feature().all_reduce_sum(std::span<Index>(by_layer));
     for (const Index layer_tokens : by_layer)
         result.l0.push_back(static_cast<double>(layer_tokens) / static_cast<double>(tokens));
-}
-
-void Step::Impl::gather_gradient() {
-    const Index stride = decoder_stride();
-    std::vector<Index> counts;
-    for (int r = 0; r < grid.all().size(); ++r)
-        counts.push_back(grid.token_slice(tokens, r).size() * stride);
-    all->all_gather(
-        Span<const float>(gradient.span().subspan(slice.begin * stride, slice.size() * stride)),
-        gradient.span(), counts);
 }
 
 // Replicas share their active entries (and have shared inputs and residuals) and then all make the
@@ -380,13 +375,12 @@ StepResult Step::train(const HostBatch& batch, const StepScalars& scalars) {
         result.preactivation =
             s.preactivation_weight() * s.grid.all().all_reduce_sum(s.negative_sum);
     s.merge_replicas();
-    if (!s.dense) s.backend.zero(s.active->gradient.span());
     s.stage("merge_replicas");
     s.penalty(scalars, result);
     // All three are sums over all ranks, so every rank takes the same way.
     result.finite = std::isfinite(result.reconstruction + result.sparsity + result.preactivation);
     if (result.finite) {
-        s.gather_gradient();
+        s.share_slices(s.gradient);
         s.stage("gather_gradient");
         s.backward(scalars, result);
         s.backend.age(s.fired_tokens.span(), s.silence.span());

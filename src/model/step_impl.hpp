@@ -23,7 +23,10 @@ struct Step::Impl {
     void encode_select(bool training);
     void decode();
     void reduce_and_compare(const HostBatch& batch, StepResult& result);
-    void gather_gradient();
+    /// This rank's tokens of a [B, L*d] buffer.
+    Span<float> slice_of(Buffer<float>& buffer) const;
+    /// Every rank gets every rank's slice. Collective.
+    void share_slices(Buffer<float>& buffer);
     void merge_replicas();
     void penalty(const StepScalars& scalars, StepResult& result);
     void backward(const StepScalars& scalars, StepResult& result);

@@ -48,7 +48,7 @@ std::vector<ArrayPart<float>> parameter_parts(Params& params, bool moments) {
                          {array.first_row, array.first_row + matrix.rows},
                          array.global_rows,
                          matrix.cols,
-                         array.name == "decoder/bias"});
+                         array.replicated});
     };
     for (const ParamArray& array : arrays) add("value", array, array.rows.value);
     if (!moments) return parts;

@@ -105,6 +105,16 @@ void save(const std::string& folder, const ProcessGrid& grid, Model& model,
                      std::as_const(model.silence).span(), config, state_at(step));
 }
 
+// A model sharded over all ranks, and a folder for its checkpoints.
+class CheckpointOfAllRanks : public testing::Test {
+  protected:
+    const Communicator world = Communicator::world();
+    const Scratch scratch{world};
+    const ModelConfig config = config_of("batchtopk");
+    const ProcessGrid grid{world, 1, world.size()};
+    Model model{grid, shape, config, 1};
+};
+
 TEST(Checkpoint, AnyGridReadsWhatAnyOtherWrote) {
     const Communicator world = Communicator::world();
     for (const char* activation : {"batchtopk", "jumprelu"}) {
@@ -189,12 +199,7 @@ TEST(Checkpoint, FewerFeaturesThanShards) {
     EXPECT_EQ(again.content(), content);
 }
 
-TEST(Checkpoint, TellsOfItselfAndRefusesAnotherModel) {
-    const Communicator world = Communicator::world();
-    const Scratch scratch(world);
-    const ModelConfig config = config_of("batchtopk");
-    const ProcessGrid grid(world, 1, world.size());
-    Model model(grid, shape, config, 1);
+TEST_F(CheckpointOfAllRanks, TellsOfItselfAndRefusesAnotherModel) {
     save(scratch.path(), grid, model, config, 12);
     const std::string path = scratch / "step_12.h5";
     const CheckpointInfo info = inspect_checkpoint(path, world);
@@ -229,12 +234,7 @@ TEST(Checkpoint, TellsOfItselfAndRefusesAnotherModel) {
 }
 
 // Cut at any byte: refused by name, and the one before is found.
-TEST(Checkpoint, CutAnywhereIsRefusedAndTheOneBeforeIsUsed) {
-    const Communicator world = Communicator::world();
-    const Scratch scratch(world);
-    const ModelConfig config = config_of("batchtopk");
-    const ProcessGrid grid(world, 1, world.size());
-    Model model(grid, shape, config, 1);
+TEST_F(CheckpointOfAllRanks, CutAnywhereIsRefusedAndTheOneBeforeIsUsed) {
     model.fill();
     EXPECT_FALSE(find_newest_checkpoint(scratch.path(), world).has_value());
     save(scratch.path(), grid, model, config, 9);
@@ -259,13 +259,7 @@ TEST(Checkpoint, CutAnywhereIsRefusedAndTheOneBeforeIsUsed) {
 
 // A torn write keeps the length: a block of zeros or a flipped bit anywhere. HDF5 checks its own
 // metadata, our sums the rest. Bytes between objects belong to nobody.
-TEST(Checkpoint, DamageInTheArraysOrTheTextsIsFound) {
-    const Communicator world = Communicator::world();
-    const Scratch scratch(world);
-    const ModelConfig config = config_of("batchtopk");
-    const ProcessGrid grid(world, 1, world.size());
-    Model model(grid, shape, config, 1);
-    model.fill();
+TEST_F(CheckpointOfAllRanks, DamageInTheArraysOrTheTextsIsFound) {
     const auto original = model.content();
     save(scratch.path(), grid, model, config, 1);
     const std::string path = scratch / "step_1.h5";
@@ -338,12 +332,7 @@ TEST(Checkpoint, PruneKeepsTheNewestAndTheBestAndRemovesLeftOvers) {
                                               "step_9.h5", "step_x.h5"}));
 }
 
-TEST(Checkpoint, AFolderThatIsNotThereIsNamed) {
-    const Communicator world = Communicator::world();
-    const Scratch scratch(world);
-    const ModelConfig config = config_of("relu");
-    const ProcessGrid grid(world, 1, world.size());
-    Model model(grid, shape, config, 1);
+TEST_F(CheckpointOfAllRanks, AFolderThatIsNotThereIsNamed) {
     EXPECT_EQ(message_of<UserError>([&] { save(scratch / "no", grid, model, config, 1); }),
               scratch / "no/step_1.h5.tmp: cannot be created: No such file or directory");
     EXPECT_NE(message_of<UserError>([&] {

@@ -52,8 +52,8 @@ TEST(Cost, OneRankByHand) {
     // X, G, partial, error, target: [16, 8] each; and a host batch of inputs and targets.
     EXPECT_EQ(bytes_of(cost, "batches"), 4 * 16 * 8 * (5 + 2));
     EXPECT_EQ(bytes_of(cost, "data windows"), 0);
-    // 32 entries: 16 bytes with an eighth of room, 8 bytes of order; 17 row starts.
-    EXPECT_EQ(bytes_of(cost, "active features"), 16 * (32 + 4) + 8 * 32 + 8 * 17);
+    // 32 entries: 16 bytes with an eighth of room; 17 row starts.
+    EXPECT_EQ(bytes_of(cost, "active features"), 16 * (32 + 4) + 8 * 17);
     EXPECT_TRUE(cost.communication.empty());
 
     // 16 tokens, 2 layers, 8 features of width 4.

@@ -256,7 +256,7 @@ class Backend {
                          Span<float> logsumexp, Span<float> loss, Span<std::int32_t> argmax) = 0;
 };
 
-/// kind: "cpu" or "cuda". Throws UserError when that backend is not compiled in. Not collective.
+/// kind: "cpu". Throws UserError when there is no such backend. Not collective.
 std::unique_ptr<Backend> make_backend(const std::string& kind);
 
 template <class T>

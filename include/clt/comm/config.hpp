@@ -21,8 +21,7 @@ struct JobConfig {
         v("output", output, rule::required() | rule::path() | rule::execution(),
           "Folder of the results; made when missing");
         v("seed", seed, rule::at_least(0), "Seed of every random number of the job");
-        v("backend", backend, rule::one_of({"cpu", "cuda"}) | rule::execution(),
-          "Where the kernels run; cuda needs a build with CUDA");
+        v("backend", backend, rule::one_of({"cpu"}) | rule::execution(), "Where the kernels run");
     }
 };
 

@@ -12,12 +12,12 @@
 namespace clt {
 
 /// One array of the model as files see it: global rows [first_row, first_row + rows) are here.
-/// `global_rows == rows` means that every rank has all of it.
 struct ParamArray {
     std::string name;  // "encoder/layer_0/weight"
     ParamRows rows;    // value, moment1, moment2: [rows, width]
     Index first_row = 0;
     Index global_rows = 0;
+    bool replicated = false;  // every rank holds all rows
 };
 
 class Params {

@@ -39,7 +39,7 @@ struct StepResult {
     std::vector<double> l0;             // [L] mean active features a token
     std::vector<double> squared_error;  // [L] sum over tokens and d of e^2, original units
     double threshold = 0;               // batchtopk: the lowest score kept
-    Index selection_retries = 0;  // steps in which the bound was too high and encode ran again
+    Index selection_retries = 0;  // so far: steps whose bound was too high, so encode ran again
     bool dense = false;           // relu, jumprelu: the dense decode ran
 };
 

@@ -52,7 +52,7 @@ Command bench_command() {
     options.push_back(
         {"data", "N", "Data replicas; the other ranks are feature shards (default 1)"});
     options.push_back({"threads", "N", "Threads of a rank"});
-    options.push_back({"backend", "NAME", "cpu or cuda (default cpu)"});
+    options.push_back({"backend", "NAME", "cpu (the default)"});
     options.push_back({"json", "FILE", "Where the result goes; - (default): standard output"});
     return {"bench",  "Times the training step on synthetic data, by stage, next to its floor",
             {"step"}, options,
