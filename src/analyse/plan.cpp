@@ -66,7 +66,7 @@ Plan make_plan(const TrainJob& job, const PlanOptions& options, const Communicat
     plan.data_tokens = data.tokens;
     const Index replica = (job.data.batch_tokens + grid.data - 1) / grid.data;
     // The CPU backend's tile also where the job is for another one, which may not be compiled in.
-    plan.query.tile = make_backend("cpu")->encode_tile(replica, data.d_model);
+    plan.query.tile = make_backend("cpu", world)->encode_tile(replica, data.d_model);
     plan.cost = step_cost(plan.query);
     const Index ranks = grid.data * grid.feature;
     plan.machine = {options.gflops, options.gbytes_per_s,

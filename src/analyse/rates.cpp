@@ -50,6 +50,7 @@ Machine measure_rates(Backend& backend, Index tokens, Index d_model, const Commu
     }
     const Index n = stream_elements;
     Buffer<float> arrays(memory, 4 * n, Purpose::workspace);
+    Buffer<double> sum(memory, 1, Purpose::workspace);
     backend.zero(arrays.span());
     const auto row = [&](Index i) { return Matrix<float>(arrays.span().subspan(i * n, n), 1, n); };
     const double element = 4.0 * static_cast<double>(n);
@@ -57,7 +58,7 @@ Machine measure_rates(Backend& backend, Index tokens, Index d_model, const Commu
         backend.adam(AdamStep{}, row(0), {row(1), row(2), row(3)});
     });
     const double reading = best_rate(4 * element, backend, all, [&] {
-        backend.squared_norm({arrays.span(), 4, n});
+        backend.squared_norm({arrays.span(), 4, n}, sum.span());
     });
     const double copying = best_rate(2 * element, backend, all, [&] {
         backend.copy(Span<const float>(row(0).elements), row(1).elements);

@@ -12,7 +12,6 @@ void Step::Impl::dense_decode() {
     const Index local = local_features();
     const Index n_tokens = own_tokens.size();
     const Index tile = backend.encode_tile(n_tokens, d);
-    negative_sum = 0;
     backend.zero(partial.span());
     for (Index layer = 0; layer < shape.layers; ++layer) {
         const Index width = shape.decoder_width(layer);
@@ -22,10 +21,9 @@ void Step::Impl::dense_decode() {
             const Index row = layer * local + f;
             const Matrix<float> pre = tile_of(tile_pre, n, n_tokens);
             const Matrix<float> value = tile_of(tile_value, n, n_tokens);
-            backend.encode(columns(inputs, own_tokens, layer * d, d),
-                           rows_of(params.encoder(layer), f, n).value,
+            backend.encode(encoder_inputs(own_tokens, layer), rows_of(params.encoder(layer), f, n),
                            params.encoder_bias().value.elements.subspan(row, n), pre);
-            if (loss.preactivation > 0) negative_sum += backend.negative_sum(pre);
+            if (loss.preactivation > 0) backend.negative_sum(pre, total(negative));
             backend.activate(rule, threshold_rows(row, n), pre, value,
                              active_tokens.span().subspan(row, n),
                              fired_tokens.span().subspan(row, n));
@@ -34,16 +32,14 @@ void Step::Impl::dense_decode() {
     }
 }
 
-double Step::Impl::dense_rows(const StepScalars& scalars, const AdamStep* adam,
-                              StepResult& result) {
+void Step::Impl::dense_rows(const StepScalars& scalars, const AdamStep* adam) {
     const Index d = shape.d_model;
     const Index local = local_features();
     const Index tile = backend.encode_tile(tokens, d);
-    double squared = 0;
-    double penalty_sum = 0;
+    if (penalised) backend.zero(total(tanh_penalty));  // each walk forms it
     for (Index layer = 0; layer < shape.layers; ++layer) {
         const Index width = shape.decoder_width(layer);
-        const Matrix<const float> x = columns(inputs, batch_tokens(), layer * d, d);
+        const EncoderOperand x = encoder_inputs(batch_tokens(), layer);
         const Matrix<const float> residual = columns(gradient, batch_tokens(), layer * d, width);
         for (Index f = 0; f < local; f += tile) {
             const Index n = std::min(tile, local - f);
@@ -57,18 +53,17 @@ double Step::Impl::dense_rows(const StepScalars& scalars, const AdamStep* adam,
             const Matrix<float> weight_gradient = tile_of(encoder_gradient, n, d);
             tile_counts.reserve_discarding(backend.memory(), 2 * n, Purpose::workspace);
 
-            backend.encode(x, encoder.value, params.encoder_bias().value.elements.subspan(row, n),
-                           pre);
+            backend.encode(x, encoder, params.encoder_bias().value.elements.subspan(row, n), pre);
             backend.activate(rule, threshold_rows(row, n), pre, value,
                              tile_counts.span().subspan(0, n), tile_counts.span().subspan(n, n));
             backend.gemm(false, false, 1, value, residual, 0, decoder_gradient);
             backend.gemm(false, true, 1, decoder.value, residual, 0, g);
             if (penalised) {
                 const Span<float> factor = coefficient.span().subspan(row, n);
-                penalty_sum +=
-                    backend.sparsity_penalty_dense(static_cast<float>(penalty_weight(scalars)),
-                                                   static_cast<float>(loss.sparsity_scale),
-                                                   norms.span().subspan(row, n), value, g, factor);
+                backend.sparsity_penalty_dense(static_cast<float>(penalty_weight(scalars)),
+                                               static_cast<float>(loss.sparsity_scale),
+                                               norms.span().subspan(row, n), value, g, factor,
+                                               total(tanh_penalty));
                 backend.add_scaled_rows(factor, decoder.value, decoder_gradient);
             }
             const Span<float> bias = encoder_bias_gradient.span().subspan(row, n);
@@ -79,14 +74,12 @@ double Step::Impl::dense_rows(const StepScalars& scalars, const AdamStep* adam,
             if (loss.preactivation > 0)
                 backend.preactivation_gradient(static_cast<float>(preactivation_weight()), pre, g,
                                                bias);
-            backend.gemm(false, false, 1, g, x, 0, weight_gradient);
-            squared += apply(adam, decoder_gradient, decoder);
-            squared += apply(adam, weight_gradient, encoder);
+            backend.gemm(false, false, 1, g, x.value, 0, weight_gradient);
+            apply(adam, decoder_gradient, decoder);
+            apply(adam, weight_gradient, encoder);
         }
     }
-    if (penalised) result.sparsity = grid.feature().all_reduce_sum(penalty_sum);
     stage("dense_rows");
-    return squared;
 }
 
 }  // namespace clt

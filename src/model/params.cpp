@@ -36,13 +36,19 @@ void upload_uniform(Backend& backend, std::uint64_t seed, RandomPurpose purpose,
 
 Params::Params(Backend& backend, const Shape& shape, Shard features, const ModelConfig& config,
                std::uint64_t seed)
-    : shape_(shape), features_(features), thresholds_(config.activation == "jumprelu") {
+    : backend_(backend),
+      shape_(shape),
+      features_(features),
+      thresholds_(config.activation == "jumprelu") {
     CLT_CHECK(shape.layers > 0 && shape.d_model > 0 && shape.features > 0);
     const Index local = features.size();
     const Index d = shape.d_model;
-    encoder_ = make_store(backend, local_rows() * d);
-    encoder_bias_ = make_store(backend, local_rows());
-    decoder_bias_ = make_store(backend, shape.layers * d);
+    encoder_ = make_store(local_rows() * d);
+    if (backend.rounds_encoder())
+        encoder_rounded_ =
+            Buffer<Bfloat16>(backend.memory(), local_rows() * d, Purpose::parameters);
+    encoder_bias_ = make_store(local_rows());
+    decoder_bias_ = make_store(shape.layers * d);
     const auto encoder_bound =
         static_cast<float>(1 / std::sqrt(static_cast<double>(shape.features)));
     const auto decoder_bound =
@@ -53,40 +59,55 @@ Params::Params(Backend& backend, const Shape& shape, Shard features, const Model
                        static_cast<std::uint64_t>((layer * shape.features + features.begin) * d),
                        encoder_bound, encoder_.value.span().subspan(layer * local * d, local * d));
         const Index width = shape.decoder_width(layer);
-        decoder_.push_back(make_store(backend, local * width));
+        decoder_.push_back(make_store(local * width));
         upload_uniform(backend, seed, RandomPurpose::decoder_weight,
                        decoder_id + static_cast<std::uint64_t>(features.begin * width),
                        decoder_bound, decoder_.back().value.span());
         decoder_id += static_cast<std::uint64_t>(shape.features * width);
     }
     if (thresholds_) {
-        log_threshold_ = make_store(backend, local_rows());
+        log_threshold_ = make_store(local_rows());
         const std::vector<float> initial(static_cast<std::size_t>(local_rows()),
                                          static_cast<float>(std::log(config.threshold)));
         backend.upload(std::span<const float>(initial), log_threshold_.value.span());
     }
+    values_changed();
 }
 
-Params::Store Params::make_store(Backend& backend, Index size) {
+Params::Store Params::make_store(Index size) {
     Store store;
-    store.value = Buffer<float>(backend.memory(), size, Purpose::parameters);
-    store.moment1 = Buffer<float>(backend.memory(), size, Purpose::moments);
-    store.moment2 = Buffer<float>(backend.memory(), size, Purpose::moments);
+    MemoryResource& memory = backend_.memory();
+    store.value = Buffer<float>(memory, size, Purpose::parameters);
+    store.moment1 = Buffer<float>(memory, size, Purpose::moments);
+    store.moment2 = Buffer<float>(memory, size, Purpose::moments);
     for (Buffer<float>* buffer : {&store.value, &store.moment1, &store.moment2})
-        backend.zero(buffer->span());
+        backend_.zero(buffer->span());
     return store;
+}
+
+void Params::values_changed() {
+    if (!backend_.rounds_encoder()) return;
+    for (Index layer = 0; layer < shape_.layers; ++layer) {
+        const ParamRows rows = encoder(layer);
+        backend_.round(rows.value, rows.rounded);
+    }
 }
 
 ParamRows Params::view(Store& store, Index offset, Index rows, Index cols) {
     const auto part = [&](Buffer<float>& buffer) {
         return Matrix<float>(buffer.span().subspan(offset, rows * cols), rows, cols);
     };
-    return {part(store.value), part(store.moment1), part(store.moment2)};
+    return {part(store.value), part(store.moment1), part(store.moment2), {}};
 }
 
 ParamRows Params::encoder(Index layer) {
     const Index local = features_.size();
-    return view(encoder_, layer * local * shape_.d_model, local, shape_.d_model);
+    const Index first = layer * local * shape_.d_model;
+    ParamRows rows = view(encoder_, first, local, shape_.d_model);
+    if (encoder_rounded_.size() > 0)
+        rows.rounded = {encoder_rounded_.span().subspan(first, local * shape_.d_model), local,
+                        shape_.d_model};
+    return rows;
 }
 ParamRows Params::encoder_bias() {
     return view(encoder_bias_, 0, 1, local_rows());

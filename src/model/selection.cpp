@@ -1,10 +1,13 @@
 #include "model/selection.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
+
+#include "model/views.hpp"
 
 namespace clt {
 namespace {
@@ -64,90 +67,129 @@ Selection::Selection(Backend& backend, const ProcessGrid& grid, Params& params,
 
 Selection::~Selection() = default;
 
-const Candidates& Selection::run(Matrix<const float> x, Index first_token, Index tokens,
-                                 double* negative_sum) {
+const Candidates& Selection::run(const EncoderOperand& x, Index first_token, Index tokens,
+                                 Span<double> negative_sum) {
     const Shape& shape = params_.shape();
-    const Index budget = ranked() ? selection_budget(model_, shape, tokens) : 0;
-    const Index groups = per_token() ? x.rows : 1;
-    std::vector<float> bound(static_cast<std::size_t>(groups), lowest);
-    const bool carried = !per_token() && ranked() && threshold_ > lowest;
-    if (carried) bound[0] = static_cast<float>(threshold_ - margin_ * std::abs(threshold_));
-    bound_.reserve_discarding(backend_.memory(), groups, Purpose::workspace);
-    backend_.upload(std::span<const float>(bound), bound_.span().subspan(0, groups));
-
-    const PositionMap map{params_.features().size(), shape.features, params_.features().begin,
-                          shape.layers, per_token() ? 0 : first_token};
-    const Problem problem{budget, groups, tokens, map};
-    encode(x, problem, negative_sum);
-    if (!ranked()) return candidates_;
-    if (budget == 0) {
-        candidates_.size = 0;
-        return candidates_;
-    }
-
-    if (!per_token()) {
-        Index found = grid_.all().all_reduce_sum(candidates_.size);
-        margin_ = std::max(smallest_margin, margin_ * margin_decay);
-        if (found < budget && carried) {
-            ++retries_;
-            margin_ = std::min(1.0, 4 * margin_);
-            backend_.upload(std::span<const float>(&lowest, 1), bound_.span().subspan(0, 1));
-            encode(x, problem, negative_sum);
-            found = grid_.all().all_reduce_sum(candidates_.size);
-        }
-        threshold_ = lowest;
-        if (found <= budget) return candidates_;  // fewer than asked for: all are kept
-    }
-    cut(problem, per_token() ? feature_.get() : all_.get());
-    if (!per_token()) {
-        std::uint64_t key = 0;
-        backend_.download(Span<const std::uint64_t>(cut_.score.span().subspan(0, 1)),
-                          std::span<std::uint64_t>(&key, 1));
-        threshold_ = static_cast<double>(value_of_key(static_cast<std::uint32_t>(key)));
-    }
+    const Problem problem{ranked() ? selection_budget(model_, shape, tokens) : 0,
+                          per_token() ? x.value.rows : 1,
+                          tokens,
+                          {params_.features().size(), shape.features, params_.features().begin,
+                           shape.layers, per_token() ? 0 : first_token}};
+    if (ranked())
+        run_ranked(x, problem, negative_sum);
+    else
+        run_unranked(x, problem, negative_sum);
     return candidates_;
 }
 
-void Selection::encode(Matrix<const float> x, const Problem& problem, double* negative_sum) {
+// How many entries pass is not known before: the first batches may need a second encoder pass.
+void Selection::run_unranked(const EncoderOperand& x, const Problem& problem,
+                             Span<double> negative_sum) {
+    Index room = std::max(candidates_.capacity(), tile_features(problem) * x.value.rows);
+    for (;;) {
+        backend_.reset(candidates_, room, /*ranked=*/false);
+        encode(x, problem, /*cut_when_full=*/false, negative_sum);
+        const Index found = backend_.found(candidates_);
+        if (found <= candidates_.capacity()) return;
+        room = found + found / 8;
+    }
+}
+
+void Selection::run_ranked(const EncoderOperand& x, const Problem& problem,
+                           Span<double> negative_sum) {
+    const auto& [budget, groups, tokens, map] = problem;
+    std::vector<float> bound(static_cast<std::size_t>(groups), lowest);
+    bool carried = !per_token() && threshold() > lowest;
+    if (carried) bound[0] = static_cast<float>(threshold_ - margin_ * std::abs(threshold_));
+    margin_ = std::max(smallest_margin, margin_ * margin_decay);
+    bound_.reserve_discarding(backend_.memory(), groups, Purpose::workspace);
+    backend_.upload(std::span<const float>(bound), bound_.span().subspan(0, groups));
+
+    // A bound carried over lets few more through than are kept, so nothing waits for the counts
+    // until all tiles are done; without one they are watched.
+    bool cut_when_full = !carried;
+    const Index room = candidate_limit(budget * groups) + tile_features(problem) * x.value.rows;
+    Index found = 0;
+    for (;;) {
+        backend_.reset(candidates_, room, /*ranked=*/true);
+        encode(x, problem, cut_when_full, negative_sum);
+        const Index own = backend_.found(candidates_);
+        std::array<Index, 2> sums{own, own > candidates_.capacity() ? 1 : 0};
+        grid_.all().all_reduce_sum(std::span<Index>(sums));
+        found = sums[0];
+        if (sums[1] > 0 && budget > 0) {
+            cut_when_full = true;
+        } else if (carried && found < budget) {
+            ++retries_;
+            margin_ = std::min(1.0, 4 * margin_);
+            carried = false;
+            cut_when_full = true;
+            backend_.upload(std::span<const float>(&lowest, 1), bound_.span().subspan(0, 1));
+        } else {
+            break;
+        }
+    }
+    threshold_ = lowest;
+    if (budget == 0) {
+        backend_.zero(candidates_.size.span());
+    } else if (per_token()) {
+        cut(problem, feature_.get());
+    } else if (found > budget) {  // fewer than asked for: all are kept
+        cut(problem, all_.get());
+        threshold_is_new_ = true;
+    }
+}
+
+double Selection::threshold() {
+    if (threshold_is_new_)
+        threshold_ = static_cast<double>(value_of_key(static_cast<std::uint32_t>(
+            backend_.download_one(Span<const std::uint64_t>(cut_.score.span().subspan(0, 1))))));
+    threshold_is_new_ = false;
+    return threshold_;
+}
+
+// Replicas share a shard and meet in the sums of every tile, so the tile must not depend on a
+// replica's own number of tokens, which differs by one.
+Index Selection::tile_features(const Problem& problem) const {
+    const Index replicas = grid_.data_parts();
+    return backend_.encode_tile((problem.tokens + replicas - 1) / replicas,
+                                params_.shape().d_model);
+}
+
+void Selection::encode(const EncoderOperand& x, const Problem& problem, bool cut_when_full,
+                       Span<double> negative_sum) {
     const Shape& shape = params_.shape();
     const Index d = shape.d_model;
     const Index local = params_.features().size();
-    // Replicas share a shard and meet in the sums of every tile, so the tile must not depend on a
-    // replica's own number of tokens, which differs by one.
-    const Index replicas = grid_.data_parts();
-    const Index tile = backend_.encode_tile((problem.tokens + replicas - 1) / replicas, d);
+    const Index n_tokens = x.value.rows;
+    const Index tile = tile_features(problem);
     const Index limit = candidate_limit(problem.budget * problem.groups);
-    const Span<float> bound = bound_.span().subspan(0, problem.groups);
-    tile_.reserve_discarding(backend_.memory(), tile * x.rows, Purpose::workspace);
+    const Span<float> bound = ranked() ? bound_.span().subspan(0, problem.groups) : Span<float>();
+    tile_.reserve_discarding(backend_.memory(), tile * n_tokens, Purpose::workspace);
     if (rule_.zscore) sums_.reserve_discarding(backend_.memory(), 2 * tile, Purpose::workspace);
-    candidates_.size = 0;
-    if (negative_sum != nullptr) *negative_sum = 0;
+    if (!negative_sum.empty()) backend_.zero(negative_sum);
 
     for (Index layer = 0; layer < shape.layers; ++layer) {
-        const Matrix<const float> x_layer(
-            x.rows == 0 ? x.elements : x.elements.subspan(layer * d, x.elements.size() - layer * d),
-            x.rows, d, x.stride);
+        const EncoderOperand x_layer = columns_of(x, layer * d, d);
         const ParamRows weight = params_.encoder(layer);
         const Span<float> bias = params_.encoder_bias().value.elements;
         const Span<float> threshold = params_.log_threshold().value.elements;
         for (Index f = 0; f < local; f += tile) {
             const Index n = std::min(tile, local - f);
             const Index row = layer * local + f;
-            const Matrix<float> pre(tile_.span().subspan(0, n * x.rows), n, x.rows);
-            backend_.encode(x_layer,
-                            Matrix<const float>(weight.value.elements.subspan(f * d, n * d), n, d),
-                            bias.subspan(row, n), pre);
+            const Matrix<float> pre(tile_.span().subspan(0, n * n_tokens), n, n_tokens);
+            backend_.encode(x_layer, rows_of(weight, f, n), bias.subspan(row, n), pre);
             Span<double> sums;
             if (rule_.zscore) {
                 sums = sums_.span().subspan(0, 2 * n);
                 backend_.tile_sums(pre, sums);
                 data_->all_reduce_sum(sums);
             }
-            if (negative_sum != nullptr) *negative_sum += backend_.negative_sum(pre);
+            if (!negative_sum.empty()) backend_.negative_sum(pre, negative_sum);
             backend_.collect(rule_, pre, row, sums, problem.tokens, bound,
                              threshold.empty() ? threshold : threshold.subspan(row, n),
                              candidates_);
-            if (ranked() && problem.budget > 0 && candidates_.size > limit) {
+            if (cut_when_full && problem.budget > 0 && backend_.found(candidates_) > limit) {
                 // The budget's worth of entries found so far already bounds the final cut from
                 // below.
                 cut(problem, nullptr);

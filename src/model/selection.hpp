@@ -36,13 +36,14 @@ class Selection {
 
     /// The active entries of this rank's features for its replica's tokens. x: [B_r, L*d], the
     /// replica's part, tokens [first_token, ..) of `tokens` over all replicas.
-    /// negative_sum, when not null, gets sum relu(-p) over this rank's entries. Collective over
-    /// grid.all(). The result is valid until the next call.
-    const Candidates& run(Matrix<const float> x, Index first_token, Index tokens,
-                          double* negative_sum);
+    /// negative_sum [1], when not empty, gets sum relu(-p) over this rank's entries. Collective
+    /// over grid.all(). The result is valid until the next call.
+    const Candidates& run(const EncoderOperand& x, Index first_token, Index tokens,
+                          Span<double> negative_sum);
 
-    /// Lowest score kept by the last run (batchtopk; -infinity when nothing was cut).
-    double threshold() const { return threshold_; }
+    /// Lowest score kept by the last run (batchtopk; -infinity when nothing was cut). Waits for
+    /// the cut.
+    double threshold();
     /// Times the bound carried over from the last run was too high and the encoder ran again.
     Index retries() const { return retries_; }
 
@@ -53,8 +54,14 @@ class Selection {
         Index tokens;  // B over all replicas
         PositionMap map;
     };
-    /// All tiles once; what is below bound_ is never seen, and bound_ rises as candidates gather.
-    void encode(Matrix<const float> x, const Problem& problem, double* negative_sum);
+    /// All tiles once; what is below bound_ is never seen. With cut_when_full the candidates are
+    /// cut whenever they pass their limit, which raises bound_, so that all fit; it waits for every
+    /// tile.
+    void encode(const EncoderOperand& x, const Problem& problem, bool cut_when_full,
+                Span<double> negative_sum);
+    void run_ranked(const EncoderOperand& x, const Problem& problem, Span<double> negative_sum);
+    void run_unranked(const EncoderOperand& x, const Problem& problem, Span<double> negative_sum);
+    Index tile_features(const Problem& problem) const;
     /// Cuts the candidates to the budget, over this rank alone when across is null.
     void cut(const Problem& problem, Collectives* across);
     bool per_token() const { return rule_.activation == Activation::topk; }
@@ -76,6 +83,7 @@ class Selection {
     Buffer<float> tile_;   // [T, B_r]
     Buffer<double> sums_;  // [T, 2]
     double threshold_;
+    bool threshold_is_new_ = false;  // still in cut_.score
     double margin_;
     Index retries_ = 0;
 };

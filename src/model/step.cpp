@@ -1,6 +1,7 @@
 #include "clt/model/step.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -27,18 +28,27 @@ Step::Impl::Impl(Backend& backend_, const ProcessGrid& grid_, Params& params_,
       all(backend_.collectives(grid_.all())),
       replica(backend_.collectives(grid_.feature())),
       shard(backend_.collectives(grid_.data())),
-      selection(backend_, grid_, params_, model_) {
+      selection(backend_, grid_, params_, model_),
+      clock(backend_.stage_clock()) {
     MemoryResource& memory = backend.memory();
     const Index stride = decoder_stride();
     CLT_CHECK(static_cast<Index>(error_scale.size()) == stride, "error scale of {} values",
               error_scale.size());
     const Index replica_tokens = grid.replica_tokens(max_tokens).size() + 1;  // sizes differ by one
     const Index slice_tokens = grid.token_slice(max_tokens).size() + 2;
+    totals = Buffer<double>(memory, 2 * shape.layers + totals_between, Purpose::workspace);
+    layer_tokens = Buffer<Index>(memory, shape.layers, Purpose::workspace);
     inputs = Buffer<float>(memory, max_tokens * stride, Purpose::batch);
+    if (backend.rounds_encoder())
+        rounded = Buffer<Bfloat16>(memory, max_tokens * stride, Purpose::batch);
     gradient = Buffer<float>(memory, max_tokens * stride, Purpose::batch);
     partial = Buffer<float>(memory, replica_tokens * stride, Purpose::batch);
     error = Buffer<float>(memory, slice_tokens * stride, Purpose::batch);
     targets = Buffer<float>(memory, slice_tokens * stride, Purpose::batch);
+    if (backend.uploads_ahead()) {
+        next_inputs = Buffer<float>(memory, max_tokens * stride, Purpose::batch);
+        next_targets = Buffer<float>(memory, slice_tokens * stride, Purpose::batch);
+    }
     scale = Buffer<float>(memory, stride, Purpose::workspace);
     backend.upload(std::span<const float>(error_scale), scale.span());
     bias_gradient = Buffer<float>(memory, stride, Purpose::gradients);
@@ -57,30 +67,19 @@ Step::Impl::Impl(Backend& backend_, const ProcessGrid& grid_, Params& params_,
         *sum = Buffer<double>(memory, stride, Purpose::workspace);
 }
 
-void Step::Impl::stage(const char* name) {
-    backend.synchronize();
-    const double seconds = watch.lap();
-    for (auto& [known, total] : stage_seconds)
-        if (known == name) {
-            total += seconds;
-            return;
-        }
-    stage_seconds.emplace_back(name, seconds);
-}
-
-StepResult Step::Impl::forward(const HostBatch& batch, bool training) {
+void Step::Impl::forward(const HostBatch& batch, bool training) {
     CLT_CHECK(batch.tokens > 0 && batch.tokens * decoder_stride() <= inputs.size(),
               "a batch of {} tokens", batch.tokens);
     CLT_CHECK(batch.slice == grid.token_slice(batch.tokens));
-    StepResult result;
-    watch.lap();
+    clock->start();
     tokens = batch.tokens;
     slice = batch.slice;
     own_tokens = grid.replica_tokens(tokens);
-    gather_inputs(batch);
+    start_batch(batch);
     stage("gather_inputs");
     backend.zero(active_tokens.span());
     backend.zero(fired_tokens.span());
+    backend.zero(totals.span());
     dense = measure_density();
     if (dense) {
         dense_decode();
@@ -91,19 +90,25 @@ StepResult Step::Impl::forward(const HostBatch& batch, bool training) {
         decode();
         stage("decode");
     }
-    reduce_and_compare(batch, result);
-    count(result);
+    reduce_and_compare();
+    count();
     stage("count");
-    result.dense = dense;
-    result.threshold = selection.threshold();
-    result.selection_retries = selection.retries();
-    return result;
 }
 
-// Every rank gets the whole batch: its replica encodes a part of it, the encoder rows see all.
-void Step::Impl::gather_inputs(const HostBatch& batch) {
-    backend.upload(batch.inputs, slice_of(inputs));
+// Every rank gets the whole inputs: its replica encodes a part of them, the encoder rows see all.
+// Where uploads run beside the work given so far, that is the last step's row updates, the batch
+// goes to the buffers which that step does not use; the step before it is done, as the host has
+// since waited for a sum.
+void Step::Impl::start_batch(const HostBatch& batch) {
+    if (backend.uploads_ahead()) {
+        std::swap(inputs, next_inputs);
+        std::swap(targets, next_targets);
+    }
+    backend.upload_ahead(batch.inputs, slice_of(inputs));
+    backend.upload_ahead(batch.targets, targets.span().subspan(0, slice.size() * decoder_stride()));
     share_slices(inputs);
+    if (backend.rounds_encoder())
+        backend.round(token_rows(inputs, batch_tokens()), token_rows(rounded, batch_tokens()));
 }
 
 Span<float> Step::Impl::slice_of(Buffer<float>& buffer) const {
@@ -121,28 +126,28 @@ void Step::Impl::share_slices(Buffer<float>& buffer) {
 bool Step::Impl::measure_density() {
     if (rule.activation != Activation::relu && rule.activation != Activation::jumprelu)
         return false;
-    const Index d = shape.d_model;
     const Index n = std::min(density_sample, local_features());
-    Index kept = 0;
+    tile_counts.reserve_discarding(backend.memory(), 1, Purpose::workspace);
+    const Span<Index> kept = tile_counts.span().subspan(0, 1);
+    backend.zero(kept);
     for (Index layer = 0; layer < shape.layers && n > 0; ++layer) {
         const Matrix<float> pre = tile_of(tile_pre, n, own_tokens.size());
         const Index row = layer * local_features();
-        backend.encode(columns(inputs, own_tokens, layer * d, d),
-                       rows_of(params.encoder(layer), 0, n).value,
+        backend.encode(encoder_inputs(own_tokens, layer), rows_of(params.encoder(layer), 0, n),
                        params.encoder_bias().value.elements.subspan(row, n), pre);
-        kept += backend.count_kept(rule, threshold_rows(row, n), pre);
+        backend.count_kept(rule, threshold_rows(row, n), pre, kept);
     }
-    const Index sampled = n * shape.layers * own_tokens.size();
-    const Index kept_everywhere = grid.all().all_reduce_sum(kept);
-    const Index sampled_everywhere = grid.all().all_reduce_sum(sampled);
-    return static_cast<double>(kept_everywhere) >=
-           dense_share * static_cast<double>(sampled_everywhere);
+    std::array<Index, 2> counts{backend.download_one(Span<const Index>(kept)),
+                                n * shape.layers * own_tokens.size()};
+    grid.all().all_reduce_sum(std::span<Index>(counts));
+    return static_cast<double>(counts[0]) >= dense_share * static_cast<double>(counts[1]);
 }
 
 void Step::Impl::encode_select(bool training) {
-    double* wants_negative_sum = training && loss.preactivation > 0 ? &negative_sum : nullptr;
+    const EncoderOperand x(token_rows(inputs, own_tokens), token_rows(rounded, own_tokens));
     const Candidates& candidates =
-        selection.run(token_rows(inputs, own_tokens), own_tokens.begin, tokens, wants_negative_sum);
+        selection.run(x, own_tokens.begin, tokens,
+                      training && loss.preactivation > 0 ? total(negative) : Span<double>());
     backend.index(rule, params.log_threshold().value.elements, rows(), own_tokens.size(),
                   candidates, own_active);
     backend.count(own_active, active_tokens.span(), fired_tokens.span());
@@ -156,7 +161,7 @@ void Step::Impl::decode() {
 }
 
 // Partial reconstructions become this rank's slice; it alone adds the bias and forms the residual.
-void Step::Impl::reduce_and_compare(const HostBatch& batch, StepResult& result) {
+void Step::Impl::reduce_and_compare() {
     const Index stride = decoder_stride();
     std::vector<Index> counts;
     const int first = grid.data_index() * grid.feature_parts();
@@ -167,38 +172,44 @@ void Step::Impl::reduce_and_compare(const HostBatch& batch, StepResult& result) 
         Span<const float>(partial.span().subspan(0, own_tokens.size() * stride)), own_error,
         counts);
     stage("reduce");
-
-    backend.upload(batch.targets, targets.span().subspan(0, slice.size() * stride));
-    const auto layers = static_cast<std::size_t>(shape.layers);
-    std::vector<double> sums_of_squares(layers + 1, 0);  // of the errors by layer, of the inputs
     backend.residual(token_rows(error, {0, slice.size()}), token_rows(targets, {0, slice.size()}),
                      params.decoder_bias().value.elements, scale.span(), tokens, shape.layers,
-                     token_rows(gradient, slice), std::span(sums_of_squares).first(layers));
-    sums_of_squares[layers] = backend.squared_norm(token_rows(inputs, slice));
-    grid.all().all_reduce_sum(std::span<double>(sums_of_squares));
-    // A NaN input makes pre-activations that are never selected, so no error shows it, but it would
-    // reach every encoder row.
-    if (!std::isfinite(sums_of_squares[layers]))
-        result.reconstruction = std::numeric_limits<double>::quiet_NaN();
-    sums_of_squares.pop_back();
-    result.squared_error = sums_of_squares;
-    for (const double squared : result.squared_error)
-        result.reconstruction +=
-            squared / (static_cast<double>(tokens) * static_cast<double>(shape.d_model));
+                     token_rows(gradient, slice), squared_errors());
+    backend.squared_norm(token_rows(inputs, slice), total(inputs_squared));
     stage("residual");
 }
 
-void Step::Impl::count(StepResult& result) {
+void Step::Impl::count() {
     shard->all_reduce_sum(active_tokens.span());
     shard->all_reduce_sum(fired_tokens.span());
-    std::vector<Index> counts(static_cast<std::size_t>(rows()));
-    backend.download(Span<const Index>(active_tokens.span()), std::span<Index>(counts));
-    std::vector<Index> by_layer(static_cast<std::size_t>(shape.layers), 0);
-    for (std::size_t row = 0; row < counts.size(); ++row)
-        by_layer[row / static_cast<std::size_t>(local_features())] += counts[row];
+    backend.sum_parts(active_tokens.span(), layer_tokens.span());
+}
+
+void Step::Impl::read_sums(StepResult& result) {
+    std::vector<double> own = download_totals();
+    std::vector<Index> by_layer(static_cast<std::size_t>(shape.layers));
+    backend.download(Span<const Index>(layer_tokens.span()), std::span<Index>(by_layer));
+    const auto layers = static_cast<std::size_t>(shape.layers);
+    if (penalised && !dense)  // replicas have merged their entries, so each has formed all of it
+        result.sparsity = grid.feature().all_reduce_sum(own[layers + tanh_penalty]);
+    own.resize(layers + tanh_penalty);
+    grid.all().all_reduce_sum(std::span<double>(own));
     grid.feature().all_reduce_sum(std::span<Index>(by_layer));
-    for (const Index layer_tokens : by_layer)
-        result.l0.push_back(static_cast<double>(layer_tokens) / static_cast<double>(tokens));
+    for (const Index layer_sum : by_layer)
+        result.l0.push_back(static_cast<double>(layer_sum) / static_cast<double>(tokens));
+    result.squared_error.assign(own.begin(), own.begin() + shape.layers);
+    for (const double squared : result.squared_error)
+        result.reconstruction +=
+            squared / (static_cast<double>(tokens) * static_cast<double>(shape.d_model));
+    // A NaN input makes pre-activations that are never selected, so no error shows it, but it would
+    // reach every encoder row.
+    if (!std::isfinite(own[layers + inputs_squared]))
+        result.reconstruction = std::numeric_limits<double>::quiet_NaN();
+    if (loss.preactivation > 0)
+        result.preactivation = preactivation_weight() * own[layers + negative];
+    result.dense = dense;
+    result.threshold = selection.threshold();
+    result.selection_retries = selection.retries();
 }
 
 // Replicas share their active entries (and have shared inputs and residuals) and then all make the
@@ -232,16 +243,16 @@ void Step::Impl::merge_replicas() {
     active = &merged_active;
 }
 
-void Step::Impl::penalty(const StepScalars& scalars, StepResult& result) {
+void Step::Impl::penalty(const StepScalars& scalars) {
     penalised = scalars.sparsity > 0;
     if (!penalised) return;
     for (Index layer = 0; layer < shape.layers; ++layer)
         backend.row_norms(params.decoder(layer).value,
                           norms.span().subspan(layer * local_features(), local_features()));
     if (dense) return;  // dense_rows() forms it tile by tile
-    result.sparsity = grid.feature().all_reduce_sum(backend.sparsity_penalty(
-        static_cast<float>(penalty_weight(scalars)), static_cast<float>(loss.sparsity_scale),
-        norms.span(), *active, coefficient.span()));
+    backend.sparsity_penalty(static_cast<float>(penalty_weight(scalars)),
+                             static_cast<float>(loss.sparsity_scale), norms.span(), *active,
+                             coefficient.span(), total(tanh_penalty));
 }
 
 void Step::Impl::backward(const StepScalars& scalars, StepResult& result) {
@@ -249,35 +260,37 @@ void Step::Impl::backward(const StepScalars& scalars, StepResult& result) {
     AdamStep adam = scalars.adam;
     if (scalars.gradient_clip > 0) {
         // A first walk for the norm alone: no gradient is stored, so the second makes it again.
-        double squared = grid.feature().all_reduce_sum(walk_rows(scalars, nullptr, true, result) +
-                                                       sharded_vector_norm());
-        squared += decoder_bias_norm(scalars);
-        result.gradient_norm = std::sqrt(squared);
+        walk_rows(scalars, nullptr, true);
+        result.gradient_norm = gradient_norm(scalars);
         // The 1e-6 is the reference's (spec 7.5: global L2 norm).
         adam.gradient_scale = static_cast<float>(
             std::min(1.0, scalars.gradient_clip / (result.gradient_norm + 1e-6)));
-        walk_rows(scalars, &adam, false, result);
+        walk_rows(scalars, &adam, false);
     } else {
-        walk_rows(scalars, &adam, true, result);
+        walk_rows(scalars, &adam, true);
     }
+    if (penalised && dense)
+        result.sparsity = grid.feature().all_reduce_sum(
+            backend.download_one(Span<const double>(total(tanh_penalty))));
     update_vectors(scalars, adam.gradient_scale);
     stage("vectors");
 }
 
-double Step::Impl::walk_rows(const StepScalars& scalars, const AdamStep* adam, bool activations,
-                             StepResult& result) {
-    return dense ? dense_rows(scalars, adam, result) : sparse_rows(adam, activations);
+void Step::Impl::walk_rows(const StepScalars& scalars, const AdamStep* adam, bool activations) {
+    if (dense)
+        dense_rows(scalars, adam);
+    else
+        sparse_rows(adam, activations);
 }
 
-double Step::Impl::sparse_rows(const AdamStep* adam, bool activations) {
-    double squared = 0;
+void Step::Impl::sparse_rows(const AdamStep* adam, bool activations) {
     const Index local = local_features();
     const Matrix<const float> residual = token_rows(gradient, batch_tokens());
     for (Index layer = 0; layer < shape.layers; ++layer) {
         const Span<float> factor =
             penalised ? coefficient.span().subspan(layer * local, local) : Span<float>();
-        squared += backend.decoder_rows(*active, layer, local, residual, factor, activations, adam,
-                                        params.decoder(layer));
+        backend.decoder_rows(*active, layer, local, residual, factor, activations, adam,
+                             params.decoder(layer), total(gradient_squared));
     }
     stage("decoder_rows");
     if (activations)
@@ -285,23 +298,20 @@ double Step::Impl::sparse_rows(const AdamStep* adam, bool activations) {
                                     static_cast<float>(model.bandwidth), *active,
                                     encoder_bias_gradient.span(), threshold_gradient.span());
     for (Index layer = 0; layer < shape.layers; ++layer) {
-        squared += loss.preactivation > 0
-                       ? encoder_rows_with_preactivation(adam, layer, activations)
-                       : backend.encoder_rows(
-                             *active, layer, local,
-                             columns(inputs, batch_tokens(), layer * shape.d_model, shape.d_model),
-                             adam, params.encoder(layer));
+        if (loss.preactivation > 0)
+            encoder_rows_with_preactivation(adam, layer, activations);
+        else
+            backend.encoder_rows(*active, layer, local, encoder_inputs(batch_tokens(), layer).value,
+                                 adam, params.encoder(layer), total(gradient_squared));
     }
     stage("encoder_rows");
-    return squared;
 }
 
 // The pre-activation loss reaches every encoder row through every token: a dense product, by tiles.
-double Step::Impl::encoder_rows_with_preactivation(const AdamStep* adam, Index layer,
-                                                   bool add_bias_gradient) {
-    double squared = 0;
+void Step::Impl::encoder_rows_with_preactivation(const AdamStep* adam, Index layer,
+                                                 bool add_bias_gradient) {
     const Index d = shape.d_model;
-    const Matrix<const float> x = columns(inputs, batch_tokens(), layer * d, d);
+    const EncoderOperand x = encoder_inputs(batch_tokens(), layer);
     const Index tile = backend.encode_tile(tokens, d);
     for (Index f = 0; f < local_features(); f += tile) {
         const Index n = std::min(tile, local_features() - f);
@@ -310,38 +320,39 @@ double Step::Impl::encoder_rows_with_preactivation(const AdamStep* adam, Index l
         const Matrix<float> pre = tile_of(tile_pre, n, tokens);
         const Matrix<float> g = tile_of(tile_gradient, n, tokens);
         const Matrix<float> weight_gradient = tile_of(encoder_gradient, n, d);
-        backend.encode(x, weight.value, params.encoder_bias().value.elements.subspan(row, n), pre);
+        backend.encode(x, weight, params.encoder_bias().value.elements.subspan(row, n), pre);
         backend.scatter_gradient(*active, row, g);
         const Span<float> bias = add_bias_gradient ? encoder_bias_gradient.span().subspan(row, n)
                                                    : tile_of(tile_bias, 1, n).elements;
         backend.preactivation_gradient(static_cast<float>(preactivation_weight()), pre, g, bias);
-        backend.gemm(false, false, 1, g, x, 0, weight_gradient);
-        squared += apply(adam, weight_gradient, weight);
+        backend.gemm(false, false, 1, g, x.value, 0, weight_gradient);
+        apply(adam, weight_gradient, weight);
     }
-    return squared;
 }
 
-double Step::Impl::apply(const AdamStep* adam, Matrix<const float> g, const ParamRows& array) {
-    if (adam == nullptr) return backend.squared_norm(g);
-    backend.adam(*adam, g, array);
-    return 0;
+void Step::Impl::apply(const AdamStep* adam, Matrix<const float> g, const ParamRows& array) {
+    if (adam == nullptr)
+        backend.squared_norm(g, total(gradient_squared));
+    else
+        backend.adam(*adam, g, array);
 }
 
-double Step::Impl::sharded_vector_norm() {
-    double squared = backend.squared_norm({encoder_bias_gradient.span(), 1, rows()});
+/// Of all parameters, from the squares that a walk over the rows has left. Collective.
+double Step::Impl::gradient_norm(const StepScalars& scalars) {
+    backend.squared_norm({encoder_bias_gradient.span(), 1, rows()}, total(gradient_squared));
     if (rule.activation == Activation::jumprelu)
-        squared += backend.squared_norm({threshold_gradient.span(), 1, rows()});
-    return squared;
-}
-
-double Step::Impl::decoder_bias_norm(const StepScalars& scalars) {
-    double squared = 0;
+        backend.squared_norm({threshold_gradient.span(), 1, rows()}, total(gradient_squared));
     for (Index t = 0; t < shape.layers; ++t)
-        squared +=
-            backend.squared_norm({bias_gradient.span().subspan(t * shape.d_model, shape.d_model), 1,
-                                  shape.d_model}) *
-            (scalars.reference_biases ? static_cast<double>(t + 1) : 1.0);
-    return squared;
+        backend.squared_norm(
+            {bias_gradient.span().subspan(t * shape.d_model, shape.d_model), 1, shape.d_model},
+            bias_squares(t));
+    const std::vector<double> squares = download_totals();
+    const auto layers = static_cast<std::size_t>(shape.layers);
+    double squared = grid.feature().all_reduce_sum(squares[layers + gradient_squared]);
+    for (std::size_t t = 0; t < layers; ++t)
+        squared += squares[layers + totals_between + t] *
+                   (scalars.reference_biases ? static_cast<double>(t + 1) : 1.0);
+    return std::sqrt(squared);
 }
 
 void Step::Impl::update_vectors(const StepScalars& scalars, float gradient_scale) {
@@ -370,13 +381,13 @@ Step::~Step() = default;
 
 StepResult Step::train(const HostBatch& batch, const StepScalars& scalars) {
     Impl& s = *impl_;
-    StepResult result = s.forward(batch, true);
-    if (s.loss.preactivation > 0)
-        result.preactivation =
-            s.preactivation_weight() * s.grid.all().all_reduce_sum(s.negative_sum);
+    StepResult result;
+    s.forward(batch, true);
     s.merge_replicas();
     s.stage("merge_replicas");
-    s.penalty(scalars, result);
+    s.penalty(scalars);
+    s.read_sums(result);
+    s.stage("wait");
     // All three are sums over all ranks, so every rank takes the same way.
     result.finite = std::isfinite(result.reconstruction + result.sparsity + result.preactivation);
     if (result.finite) {
@@ -391,7 +402,11 @@ StepResult Step::train(const HostBatch& batch, const StepScalars& scalars) {
 
 StepResult Step::evaluate(const HostBatch& batch) {
     Impl& s = *impl_;
-    StepResult result = s.forward(batch, false);
+    StepResult result;
+    s.penalised = false;
+    s.forward(batch, false);
+    s.read_sums(result);
+    result.preactivation = 0;
     result.total = result.reconstruction;
     result.finite = std::isfinite(result.total);
     const Shard own{0, s.slice.size()};
@@ -468,7 +483,7 @@ std::vector<Index> Step::dead_features(Index window) {
 }
 
 std::vector<std::pair<std::string, double>> Step::take_stage_seconds() {
-    return std::exchange(impl_->stage_seconds, {});
+    return impl_->clock->take();
 }
 
 }  // namespace clt

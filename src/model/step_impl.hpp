@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "clt/base/stopwatch.hpp"
 #include "clt/model/step.hpp"
 #include "model/selection.hpp"
+#include "model/views.hpp"
 
 namespace clt {
 
@@ -17,61 +17,55 @@ struct Step::Impl {
          const LossConfig& loss, const std::vector<float>& error_scale, Index max_tokens);
 
     // ---- the equations, in the order of a step
-    StepResult forward(const HostBatch& batch, bool training);
-    void gather_inputs(const HostBatch& batch);
+    void forward(const HostBatch& batch, bool training);
+    void start_batch(const HostBatch& batch);
     bool measure_density();
     void encode_select(bool training);
     void decode();
-    void reduce_and_compare(const HostBatch& batch, StepResult& result);
+    void reduce_and_compare();
     /// This rank's tokens of a [B, L*d] buffer.
     Span<float> slice_of(Buffer<float>& buffer) const;
     /// Every rank gets every rank's slice. Collective.
     void share_slices(Buffer<float>& buffer);
     void merge_replicas();
-    void penalty(const StepScalars& scalars, StepResult& result);
+    void penalty(const StepScalars& scalars);
     void backward(const StepScalars& scalars, StepResult& result);
     /// One walk over all weight rows of this shard; adam null: only the sum of squared gradients is
-    /// formed and returned (else 0). activations: form dL/dpre too, once a step.
-    double walk_rows(const StepScalars& scalars, const AdamStep* adam, bool activations,
-                     StepResult& result);
-    double sparse_rows(const AdamStep* adam, bool activations);
-    double encoder_rows_with_preactivation(const AdamStep* adam, Index layer,
-                                           bool add_bias_gradient);
-    double apply(const AdamStep* adam, Matrix<const float> g, const ParamRows& array);
-    double sharded_vector_norm();
-    double decoder_bias_norm(const StepScalars& scalars);
+    /// formed. activations: form dL/dpre too, once a step.
+    void walk_rows(const StepScalars& scalars, const AdamStep* adam, bool activations);
+    void sparse_rows(const AdamStep* adam, bool activations);
+    void encoder_rows_with_preactivation(const AdamStep* adam, Index layer, bool add_bias_gradient);
+    void apply(const AdamStep* adam, Matrix<const float> g, const ParamRows& array);
+    double gradient_norm(const StepScalars& scalars);
     void update_vectors(const StepScalars& scalars, float gradient_scale);
-    void count(StepResult& result);
-    /// Seconds since the last call go to this stage.
-    void stage(const char* name);
+    void count();
+    /// Waits for the sums of the forward half and puts them over all ranks. Collective.
+    void read_sums(StepResult& result);
+    void stage(const char* name) { clock->mark(name); }
 
     // ---- dense_step.cpp: relu and jumprelu where many entries are active
     void dense_decode();
-    double dense_rows(const StepScalars& scalars, const AdamStep* adam, StepResult& result);
+    void dense_rows(const StepScalars& scalars, const AdamStep* adam);
 
     // ---- views
     Index decoder_stride() const { return shape.layers * shape.d_model; }
     /// Columns [column, ..) of a range of tokens in a [.., L*d] buffer, `cols` wide.
     Matrix<float> columns(Buffer<float>& buffer, Shard range, Index column, Index cols) const {
-        const Index n = range.size();
-        if (n == 0) return {buffer.span().subspan(0, 0), 0, cols, decoder_stride()};
-        return {buffer.span().subspan(range.begin * decoder_stride() + column,
-                                      (n - 1) * decoder_stride() + cols),
-                n, cols, decoder_stride()};
+        return columns_of(token_rows(buffer, range), column, cols);
     }
-    Matrix<float> token_rows(Buffer<float>& buffer, Shard range) const {
-        return columns(buffer, range, 0, decoder_stride());
+    template <class T>
+    Matrix<T> token_rows(Buffer<T>& buffer, Shard range) const {
+        return rows_of(Matrix<T>(buffer.span(), buffer.size() / decoder_stride(), decoder_stride()),
+                       range.begin, range.size());
+    }
+    /// Inputs of a range of tokens as the encoder of `layer` reads them.
+    EncoderOperand encoder_inputs(Shard range, Index layer) {
+        return columns_of(EncoderOperand(token_rows(inputs, range), token_rows(rounded, range)),
+                          layer * shape.d_model, shape.d_model);
     }
     Matrix<float> tile_of(Buffer<float>& buffer, Index n, Index cols) const {
         buffer.reserve_discarding(backend.memory(), n * cols, Purpose::workspace);
         return {buffer.span().subspan(0, n * cols), n, cols};
-    }
-    /// Rows [first, first + n) of a parameter.
-    static ParamRows rows_of(const ParamRows& array, Index first, Index n) {
-        const auto part = [&](const Matrix<float>& m) {
-            return Matrix<float>(m.elements.subspan(first * m.stride, n * m.cols), n, m.cols);
-        };
-        return {part(array.value), part(array.moment1), part(array.moment2)};
     }
     Shard batch_tokens() const { return {0, tokens}; }
     Index local_features() const { return params.features().size(); }
@@ -87,6 +81,19 @@ struct Step::Impl {
     double preactivation_weight() const {
         return loss.preactivation /
                (static_cast<double>(tokens) * static_cast<double>(shape.layers * shape.features));
+    }
+
+    // ---- sums of a step: L squared errors, then these, then the decoder bias's L squared norms
+    enum Total { inputs_squared, negative, tanh_penalty, gradient_squared, totals_between };
+    Span<double> squared_errors() { return totals.span().subspan(0, shape.layers); }
+    Span<double> total(Total which) { return totals.span().subspan(shape.layers + which, 1); }
+    Span<double> bias_squares(Index target) {
+        return totals.span().subspan(shape.layers + totals_between + target, 1);
+    }
+    std::vector<double> download_totals() {
+        std::vector<double> host(static_cast<std::size_t>(totals.size()));
+        backend.download(Span<const double>(totals.span()), std::span<double>(host));
+        return host;
     }
 
     Backend& backend;
@@ -107,14 +114,17 @@ struct Step::Impl {
     Shard slice;       // this rank's tokens of [0, B)
     bool dense = false;
     bool penalised = false;  // the tanh penalty is on at this step
-    double negative_sum = 0;
-    Buffer<float> inputs;     // [B, L*d]
-    Buffer<float> partial;    // [B_r, L*d] this shard's part of the reconstruction
-    Buffer<float> error;      // [slice, L*d]
-    Buffer<float> targets;    // [slice, L*d]
-    Buffer<float> gradient;   // [B, L*d] dL/dyhat
-    ActiveSet own_active;     // this replica's tokens
-    ActiveSet merged_active;  // all tokens (several replicas only)
+    Buffer<double> totals;
+    Buffer<Index> layer_tokens;               // [L] active entries
+    Buffer<float> inputs;                     // [B, L*d]
+    Buffer<Bfloat16> rounded;                 // [B, L*d], where the backend's encoder wants it
+    Buffer<float> partial;                    // [B_r, L*d] this shard's part of the reconstruction
+    Buffer<float> error;                      // [slice, L*d]
+    Buffer<float> targets;                    // [slice, L*d]
+    Buffer<float> next_inputs, next_targets;  // what the next batch is copied to, see start_batch()
+    Buffer<float> gradient;                   // [B, L*d] dL/dyhat
+    ActiveSet own_active;                     // this replica's tokens
+    ActiveSet merged_active;                  // all tokens (several replicas only)
     ActiveSet* active = nullptr;
 
     // ---- per feature and per layer
@@ -137,8 +147,7 @@ struct Step::Impl {
     ColumnSums sums;
     std::vector<Index> evaluated_active, evaluated_fired;  // [rows], over all replicas
 
-    Stopwatch watch;
-    std::vector<std::pair<std::string, double>> stage_seconds;
+    std::unique_ptr<StageClock> clock;
 };
 
 }  // namespace clt

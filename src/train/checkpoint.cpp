@@ -289,6 +289,7 @@ CheckpointState read_checkpoint(const std::string& path, Backend& backend, const
                            path, names[i]);
         }
     });
+    params.values_changed();
     return info.state;
 }
 

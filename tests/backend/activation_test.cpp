@@ -125,7 +125,11 @@ TEST_P(Activations, SparseAndDenseAgreeOnAnyShape) {
                                   value.matrix(rows, tokens), active.span(), fired.span());
 
                 ActiveSet set = kept_set(backend_, rule, x, rows, tokens, log_theta.span());
-                EXPECT_EQ(backend_.count_kept(rule, log_theta.span(), pre.matrix(rows, tokens)),
+                EXPECT_EQ(sum_of<Index>(backend_,
+                                        [&](auto count) {
+                                            backend_.count_kept(rule, log_theta.span(),
+                                                                pre.matrix(rows, tokens), count);
+                                        }),
                           set.entries);
                 Array<Index> sparse_active(backend_, rows, Index{0});
                 Array<Index> sparse_fired(backend_, rows, Index{0});
@@ -177,13 +181,21 @@ TEST_P(Activations, PenaltyIsReferenceCaseC6) {
                    {{0, 0, 0.1F}, {0, 1, 0.2F}, {1, 1, 0.5F}, {2, 1, 1}, {3, 0, 2}, {3, 1, -1}});
     Array<float> norm(backend_, norms);
     Array<float> coefficient(backend_, 4, nan);
-    expect_near(backend_.sparsity_penalty(2e-3F, 1.5F, norm.span(), set, coefficient.span()),
+    expect_near(sum_of(backend_,
+                       [&](auto sum) {
+                           backend_.sparsity_penalty(2e-3F, 1.5F, norm.span(), set,
+                                                     coefficient.span(), sum);
+                       }),
                 0.0073869424, 1e-5 * 0.0073869424, "sparse penalty");
     Array<float> value(backend_, a);
     Array<float> gradient(backend_, 8, 0.0F);
     Array<float> dense_coefficient(backend_, 4, nan);
-    expect_near(backend_.sparsity_penalty_dense(2e-3F, 1.5F, norm.span(), value.matrix(4, 2),
-                                                gradient.matrix(4, 2), dense_coefficient.span()),
+    expect_near(sum_of(backend_,
+                       [&](auto sum) {
+                           backend_.sparsity_penalty_dense(
+                               2e-3F, 1.5F, norm.span(), value.matrix(4, 2), gradient.matrix(4, 2),
+                               dense_coefficient.span(), sum);
+                       }),
                 0.0073869424, 1e-5 * 0.0073869424, "dense penalty");
     const auto sparse = scattered(backend_, set);
     for (std::size_t i = 0; i < a.size(); ++i) {
@@ -209,14 +221,21 @@ TEST_P(Activations, ARowOfNormZeroHasNoPenaltyAndNoNan) {
     ActiveSet set = active_set(backend_, 1, 2, {{0, 0, 3}, {0, 1, -2}});
     Array<float> norm(backend_, {0});
     Array<float> coefficient(backend_, {nan});
-    EXPECT_EQ(backend_.sparsity_penalty(1, 1, norm.span(), set, coefficient.span()), 0);
+    EXPECT_EQ(sum_of(backend_,
+                     [&](auto sum) {
+                         backend_.sparsity_penalty(1, 1, norm.span(), set, coefficient.span(), sum);
+                     }),
+              0);
     EXPECT_EQ(coefficient.host()[0], 0);
     EXPECT_EQ(scattered(backend_, set), (std::vector<float>{0, 0}));
     Array<float> value(backend_, {3, -2});
     Array<float> gradient(backend_, {1, 1});
     Array<float> dense(backend_, {nan});
-    EXPECT_EQ(backend_.sparsity_penalty_dense(1, 1, norm.span(), value.matrix(1, 2),
-                                              gradient.matrix(1, 2), dense.span()),
+    EXPECT_EQ(sum_of(backend_,
+                     [&](auto sum) {
+                         backend_.sparsity_penalty_dense(1, 1, norm.span(), value.matrix(1, 2),
+                                                         gradient.matrix(1, 2), dense.span(), sum);
+                     }),
               0);
     EXPECT_EQ(dense.host()[0], 0);
     EXPECT_EQ(gradient.host(), (std::vector<float>{1, 1}));

@@ -18,7 +18,7 @@ inline constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
 class BackendTest : public testing::TestWithParam<std::string> {
   protected:
-    std::unique_ptr<Backend> owner_ = make_backend(GetParam());
+    std::unique_ptr<Backend> owner_ = make_backend(GetParam(), Communicator::world());
     Backend& backend_ = *owner_;
 };
 
@@ -61,6 +61,14 @@ template <class T>
 void write(Backend& backend, const std::vector<T>& host, Buffer<T>& buffer, Purpose purpose) {
     buffer = Buffer<T>(backend.memory(), static_cast<Index>(host.size()), purpose);
     backend.upload(std::span<const T>(host), buffer.span());
+}
+
+/// What `call(Span<T> sum)` leaves in a sum of 0.
+template <class T = double, class Call>
+T sum_of(Backend& backend, Call call) {
+    Array<T> sum(backend, {T{0}});
+    call(sum.span());
+    return sum.host()[0];
 }
 
 inline std::vector<float> normal(Index n, unsigned seed, float scale = 1) {

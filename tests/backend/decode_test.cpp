@@ -70,9 +70,10 @@ TEST_P(Decode, ResidualIsLossAndGradient) {
         Array<float> b(backend_, bias);
         Array<float> s(backend_, scale);
         Array<float> g(backend_, tokens * cols, nan);
-        std::vector<double> squared(static_cast<std::size_t>(layers), nan);
+        Array<double> sums(backend_, layers, double{nan});
         backend_.residual(e.matrix(tokens, cols), y.matrix(tokens, cols), b.span(), s.span(), batch,
-                          layers, g.matrix(tokens, cols), squared);
+                          layers, g.matrix(tokens, cols), sums.span());
+        const auto squared = sums.host();
         std::vector<Sum> losses(static_cast<std::size_t>(layers));
         for (Index token = 0; token < tokens; ++token)
             for (Index j = 0; j < cols; ++j) {
@@ -105,9 +106,10 @@ TEST_P(Decode, ANanShowsInTheLossOfItsLayer) {
     Array<float> b(backend_, 2, 0.0F);
     Array<float> s(backend_, 2, 1.0F);
     Array<float> g(backend_, 4, 0.0F);
-    std::vector<double> squared(2);
+    Array<double> sums(backend_, 2, 0.0);
     backend_.residual(e.matrix(2, 2), y.matrix(2, 2), b.span(), s.span(), 2, 2, g.matrix(2, 2),
-                      squared);
+                      sums.span());
+    const auto squared = sums.host();
     EXPECT_EQ(squared[0], 5);
     EXPECT_TRUE(std::isnan(squared[1]));
 }

@@ -124,9 +124,10 @@ TEST_P(RowKernels, DecoderRowsAgreeWithLoops) {
             ActiveSet set = active_set(backend_, c.layers * c.features, c.tokens, entries);
             const std::vector<float> before(entries.size(), 0.25F);
             write(backend_, before, set.gradient, Purpose::active_set);
-            const double squares =
+            const double squares = sum_of(backend_, [&](auto sum) {
                 backend_.decoder_rows(set, c.layer, c.features, dg.matrix(c.tokens, cols),
-                                      dc.span(), true, nullptr, rows.view());
+                                      dc.span(), true, nullptr, rows.view(), sum);
+            });
             expect_close(squares, expected.squares, name_of(c) + " squares");
             EXPECT_EQ(rows.value.host(), p);
             EXPECT_EQ(rows.moment1.host(), m);
@@ -142,9 +143,8 @@ TEST_P(RowKernels, DecoderRowsAgreeWithLoops) {
                 expect_close(dots[i], dot, name_of(c) + " activation gradient");
             }
             // Second pass: the update alone.
-            EXPECT_EQ(backend_.decoder_rows(set, c.layer, c.features, dg.matrix(c.tokens, cols),
-                                            dc.span(), false, &step, rows.view()),
-                      0);
+            backend_.decoder_rows(set, c.layer, c.features, dg.matrix(c.tokens, cols), dc.span(),
+                                  false, &step, rows.view(), {});
             EXPECT_EQ(read(backend_, set.gradient, set.entries), dots);
             expected.expect_update(step, p, m, v, rows, name_of(c));
 
@@ -153,7 +153,7 @@ TEST_P(RowKernels, DecoderRowsAgreeWithLoops) {
             write(backend_, before, again.gradient, Purpose::active_set);
             Rows fused(backend_, c.features, width);
             backend_.decoder_rows(again, c.layer, c.features, dg.matrix(c.tokens, cols), dc.span(),
-                                  true, &step, fused.view());
+                                  true, &step, fused.view(), {});
             EXPECT_EQ(read(backend_, again.gradient, again.entries), dots);
             EXPECT_EQ(fused.value.host(), rows.value.host()) << name_of(c);
         }
@@ -176,10 +176,14 @@ TEST_P(RowKernels, EncoderRowsAgreeWithLoops) {
         const Index offset = c.tokens == 0 ? 0 : c.layer * c.d;
         const Matrix<const float> inputs(dx.span().subspan(offset, dx.span().size() - offset),
                                          c.tokens, c.d, stride);
-        expect_close(backend_.encoder_rows(set, c.layer, c.features, inputs, nullptr, rows.view()),
+        expect_close(sum_of(backend_,
+                            [&](auto sum) {
+                                backend_.encoder_rows(set, c.layer, c.features, inputs, nullptr,
+                                                      rows.view(), sum);
+                            }),
                      expected.squares, name_of(c) + " squares");
         EXPECT_EQ(rows.value.host(), p);
-        EXPECT_EQ(backend_.encoder_rows(set, c.layer, c.features, inputs, &step, rows.view()), 0);
+        backend_.encoder_rows(set, c.layer, c.features, inputs, &step, rows.view(), {});
         expected.expect_update(step, p, m, v, rows, name_of(c));
     }
 }
@@ -192,7 +196,7 @@ TEST_P(RowKernels, AnInactiveRowStillMoves) {
     auto p = rows.value.host();
     auto m = rows.moment1.host();
     auto v = rows.moment2.host();
-    backend_.decoder_rows(set, 0, 1, g.matrix(2, 3), {}, true, &step, rows.view());
+    backend_.decoder_rows(set, 0, 1, g.matrix(2, 3), {}, true, &step, rows.view(), {});
     for (std::size_t i = 0; i < 3; ++i) {
         adam_update(step, 0, p[i], m[i], v[i]);
         expect_near(rows.value.host()[i], p[i], 1e-6 * std::abs(double{p[i]}), "parameter");
@@ -201,7 +205,7 @@ TEST_P(RowKernels, AnInactiveRowStillMoves) {
 }
 
 TEST(CpuBackend, ResultsDoNotDependOnTheNumberOfThreads) {
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     const int threads = omp_get_max_threads();
     const Case c{3, 1, 37, 150, 64, 0.2};
     const auto entries = random_entries(c.layers * c.features, c.tokens, c.density, 51);
@@ -214,10 +218,12 @@ TEST(CpuBackend, ResultsDoNotDependOnTheNumberOfThreads) {
         omp_set_num_threads(n);
         ActiveSet set = active_set(*backend, c.layers * c.features, c.tokens, entries);
         Rows rows(*backend, c.features, width);
-        sums.push_back(backend->decoder_rows(set, c.layer, c.features, g.matrix(c.tokens, cols), {},
-                                             true, nullptr, rows.view()));
+        sums.push_back(sum_of(*backend, [&](auto sum) {
+            backend->decoder_rows(set, c.layer, c.features, g.matrix(c.tokens, cols), {}, true,
+                                  nullptr, rows.view(), sum);
+        }));
         backend->decoder_rows(set, c.layer, c.features, g.matrix(c.tokens, cols), {}, false, &step,
-                              rows.view());
+                              rows.view(), {});
         results[0].push_back(read(*backend, set.gradient, set.entries));
         results[1].push_back(rows.value.host());
         Array<float> w0(*backend, normal(c.features * cols, 53));
@@ -229,7 +235,8 @@ TEST(CpuBackend, ResultsDoNotDependOnTheNumberOfThreads) {
         Array<float> out(*backend, c.tokens * cols, nan);
         backend->decode(set, decoder, out.matrix(c.tokens, cols));
         results[2].push_back(out.host());
-        sums.push_back(backend->squared_norm(out.matrix(c.tokens, cols)));
+        sums.push_back(sum_of(
+            *backend, [&](auto sum) { backend->squared_norm(out.matrix(c.tokens, cols), sum); }));
         Array<float> columns(*backend, cols, nan);
         backend->column_sums(out.matrix(c.tokens, cols), columns.span());
         results[3].push_back(columns.host());

@@ -13,6 +13,7 @@ class Select : public BackendTest {
                                Index tokens, const std::vector<float>& bound,
                                const std::vector<float>& log_threshold = {}) {
         Candidates out;
+        backend_.reset(out, tile * tokens, /*ranked=*/true);
         collect_into(rule, pre, tile, tokens, bound, log_threshold, 0, out);
         return entries_of(backend_, out);
     }
@@ -54,7 +55,7 @@ class Select : public BackendTest {
         Array<float> bound(backend_, groups, -infinity);
         backend_.raise_bound(cut, bound.span());
         bounds_ = bound.host();
-        const auto keys = read(backend_, candidates.key, candidates.size);
+        const auto keys = read(backend_, candidates.key, backend_.found(candidates));
         for (std::size_t i = 0; i < kept.size(); ++i)
             EXPECT_EQ(keys[i], ordered_key(kept[i].value));
         if (result != nullptr) *result = std::move(candidates);
@@ -115,8 +116,9 @@ TEST_P(Select, CollectKeepsWhatTheRuleSaysInOrder) {
         }
 }
 
-TEST_P(Select, CollectAppendsTilesAndSurvivesGrowing) {
+TEST_P(Select, CollectAppendsTiles) {
     Candidates out;
+    backend_.reset(out, 9 * 4 * 40, /*ranked=*/false);
     std::vector<Entry> all;
     for (Index tile = 0; tile < 9; ++tile) {
         const auto pre = normal(4 * 40, static_cast<unsigned>(tile));
@@ -129,12 +131,27 @@ TEST_P(Select, CollectAppendsTilesAndSurvivesGrowing) {
     EXPECT_EQ(entries_of(backend_, out), all);
 }
 
+TEST_P(Select, WhatDoesNotFitIsCountedAndWhatFitsIsKept) {
+    const auto pre = normal(4 * 40, 3);
+    const auto all = expected(pre, 4, 40, [](float p, Index, Index) { return p > 0; });
+    for (const Index room : {0, 1, 30, 31}) {
+        Candidates narrow;
+        backend_.reset(narrow, room, /*ranked=*/false);
+        for (const Index first_row : {0, 4})
+            collect_into(rule_of(Activation::relu), pre, 4, 40, {}, {}, first_row, narrow);
+        EXPECT_EQ(backend_.found(narrow), 2 * static_cast<Index>(all.size()));
+        EXPECT_EQ(entries_of(backend_, narrow),
+                  std::vector<Entry>(all.begin(), all.begin() + room));
+    }
+}
+
 TEST_P(Select, ZscoresRankAndAConstantColumnIsFinite) {
     // Reference-case C2, layer 0: columns (0, 0, 3) and (-1, -2, -3).
     const std::vector<float> pre{0, 0, 3, -1, -2, -3, 5, 5, 5};
     Candidates out;
+    backend_.reset(out, 9, /*ranked=*/true);
     collect_into(rule_of(Activation::batchtopk, true, true), pre, 3, 3, {-infinity}, {}, 0, out);
-    const auto keys = read(backend_, out.key, out.size);
+    const auto keys = read(backend_, out.key, backend_.found(out));
     ASSERT_EQ(keys.size(), 9U);
     const std::vector<double> z{-0.577350, -0.577350, 1.154700, 1.0, 0, -1, 0, 0, 0};
     for (std::size_t i = 0; i < keys.size(); ++i)

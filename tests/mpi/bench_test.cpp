@@ -29,7 +29,7 @@ TEST(Synthetic, TokensAreTheSameOnEveryGrid) {
 
 TEST(Bench, PrintsOneObjectWithTheStepAndItsFloor) {
     const Communicator world = Communicator::world();
-    const std::unique_ptr<Backend> backend = make_backend("cpu");
+    const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
     BenchOptions options;
     options.layers = 3;
     options.d_model = 16;

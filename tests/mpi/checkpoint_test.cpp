@@ -39,7 +39,7 @@ std::vector<std::pair<int, int>> grids_of(int ranks) {
 // A rank's model whose every number depends on its array and its global place alone.
 struct Model {
     Model(const ProcessGrid& grid, const Shape& s, const ModelConfig& config, std::uint64_t seed)
-        : backend(make_backend("cpu")),
+        : backend(make_backend("cpu", Communicator::world())),
           params(*backend, s, grid.feature_shard(s.features), config, seed),
           silence(backend->memory(), params.local_rows(), Purpose::parameters) {
         backend->zero(silence.span());

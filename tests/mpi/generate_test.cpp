@@ -65,7 +65,7 @@ class Generate : public testing::Test {
     Communicator world_ = Communicator::world();
     Communicator alone_ = world_.split(world_.rank(), 0);
     Scratch scratch_{world_};
-    std::unique_ptr<Backend> backend_ = make_backend("cpu");
+    std::unique_ptr<Backend> backend_ = make_backend("cpu", Communicator::world());
 };
 
 // The rows as the job should have them, computed sequence by sequence.

@@ -165,7 +165,7 @@ TEST(Inspect, CheckpointsAndRunFolders) {
     ModelConfig config;
     config.features = 6;
     config.k = 4;
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     const ProcessGrid grid(world, 1, world.size());
     Params params(*backend, {2, 3, 6}, grid.feature_shard(6), config, 1);
     Buffer<Index> silence(backend->memory(), params.local_rows(), Purpose::parameters);

@@ -82,7 +82,7 @@ class TrainEvaluateTest : public testing::Test {
     }
 
     int run(const TrainJob& job, const Communicator& ranks, bool resume = false) {
-        const std::unique_ptr<Backend> backend = make_backend("cpu");
+        const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
         TrainOptions options;
         options.resolved_job = "the job";
         options.resume = resume;
@@ -93,7 +93,7 @@ class TrainEvaluateTest : public testing::Test {
     }
 
     Evaluation judge(const EvaluateJob& job, const Communicator& ranks) {
-        const std::unique_ptr<Backend> backend = make_backend("cpu");
+        const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
         return evaluate(job, *backend, ranks);
     }
 

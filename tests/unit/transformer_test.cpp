@@ -95,7 +95,7 @@ void expect_equals(const HostPass& got, Index first_token, const OraclePass& exp
 }
 
 TEST(Transformer, TinyModelGivesTheExpectedLossAndEveryArgmax) {
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     Transformer model(tiny_folder, *backend);
     const auto expected = nlohmann::json::parse(read_file(tiny_folder + "/expected.json"));
     SequenceBatch batch;
@@ -114,7 +114,7 @@ TEST(Transformer, TinyModelGivesTheExpectedLossAndEveryArgmax) {
 }
 
 TEST(Transformer, EveryTapAndLogitMatchesTheOracle) {
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     struct Heads {
         Index d, heads;
     };
@@ -140,7 +140,7 @@ TEST(Transformer, EveryTapAndLogitMatchesTheOracle) {
 }
 
 TEST(Transformer, ASequenceDoesNotSeeTheOthersOfItsBatch) {
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     const Scratch folder;
     RandomGpt2 random;
     random.fill(11);
@@ -159,7 +159,7 @@ TEST(Transformer, ASequenceDoesNotSeeTheOthersOfItsBatch) {
 }
 
 TEST(Transformer, TapsDoNotChangeTheResult) {
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     Transformer model(tiny_folder, *backend);
     SequenceBatch batch;
     batch.add(random_ids(100, model.config().vocabulary, 5));
@@ -170,7 +170,7 @@ TEST(Transformer, TapsDoNotChangeTheResult) {
 }
 
 TEST(Transformer, ReadsHalfPrecisionPrefixesAndShards) {
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     for (const DType type : {DType::float16, DType::bfloat16}) {
         const Scratch folder;
         RandomGpt2 random;
@@ -205,7 +205,7 @@ TEST(Transformer, ReadsHalfPrecisionPrefixesAndShards) {
 }
 
 TEST(Transformer, RefusesBrokenFoldersInOneSentence) {
-    const auto backend = make_backend("cpu");
+    const auto backend = make_backend("cpu", Communicator::world());
     RandomGpt2 good;
     good.fill(1);
     const auto refusal = [&](const std::function<void(RandomGpt2&, nlohmann::json&)>& change,

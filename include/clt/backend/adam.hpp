@@ -5,11 +5,7 @@
 
 #include <cmath>
 
-#if defined(__CUDACC__)
-#define CLT_HOST_DEVICE __host__ __device__
-#else
-#define CLT_HOST_DEVICE
-#endif
+#include "clt/backend/plain.hpp"
 
 namespace clt {
 

@@ -1,48 +1,58 @@
 // The one page that lists every kernel. One call does a million FLOP or more, so a virtual call
 // costs nothing, and pure virtuals keep every backend complete. Letters: B tokens given to the
 // call, L layers, d width, F_p local features a layer, T features of a tile. Matrices are row-major
-// in the backend's memory. Nothing here is collective; kernels are deterministic for a fixed number
-// of threads: sums run in a fixed order. A NaN is never selected and always shows in the losses.
+// in the backend's memory. Nothing here is collective; kernels are deterministic: sums run in a
+// fixed order. A NaN is never selected and always shows in the losses. Work is queued in order: a
+// call may return before it is done, and only download(), found() and synchronize() wait. So sums
+// are left in backend memory, and the host reads them once.
 #pragma once
 
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "clt/backend/active_set.hpp"
 #include "clt/backend/adam.hpp"
+#include "clt/backend/plain.hpp"
+#include "clt/base/float16.hpp"
 #include "clt/comm/collectives.hpp"
 #include "clt/memory/memory.hpp"
 
 namespace clt {
-
-enum class Activation { batchtopk, topk, jumprelu, relu };
-
-/// A language model's non-linearity: gelu by the tanh formula (GPT-2) or by erf.
-enum class MlpActivation { gelu_tanh, gelu_erf, relu };
 
 /// A parameter with its Adam moments; all three the same shape.
 struct ParamRows {
     Matrix<float> value;
     Matrix<float> moment1;
     Matrix<float> moment2;
+    Matrix<Bfloat16> rounded = {};  // value in bfloat16, updated with it; empty where none is kept
 };
 
-/// Which pre-activations of a tile become candidates.
-struct CollectRule {
-    Activation activation = Activation::batchtopk;
-    bool zscore = false;         // score = (p - mean) / (std + 1e-6), columns' statistics given
-    bool keep_negative = false;  // topk kinds: p <= 0 may be kept
-    float half_window = 0;       // jumprelu: entries with |p - theta| <= half_window are kept too
+/// A factor of the encoder's product. `rounded` holds the same numbers where the backend multiplies
+/// in bfloat16 (rounds_encoder()), else it is empty.
+struct EncoderOperand {
+    Matrix<const float> value;
+    Matrix<const Bfloat16> rounded;
+
+    EncoderOperand(Matrix<const float> exact) : value(exact) {}
+    EncoderOperand(Matrix<float> exact) : value(exact) {}
+    EncoderOperand(Matrix<const float> exact, Matrix<const Bfloat16> in_bfloat16)
+        : value(exact), rounded(in_bfloat16) {}
+    EncoderOperand(const ParamRows& rows) : value(rows.value), rounded(rows.rounded) {}
 };
 
-/// Where an entry stands among its equals: lower (token, layer, feature) wins a tie.
-struct PositionMap {
-    Index local_features = 0;   // F_p: row = layer * F_p + feature
-    Index global_features = 0;  // F
-    Index first_feature = 0;    // global id of local feature 0
-    Index layers = 0;
-    Index first_token = 0;  // global id of local token 0
+/// Times the stages of queued work on the clock of the backend.
+class StageClock {
+  public:
+    virtual ~StageClock() = default;
+    /// The time until the next mark belongs to no stage.
+    virtual void start() = 0;
+    /// The work queued since the last mark belongs to `stage`.
+    virtual void mark(const std::string& stage) = 0;
+    /// Seconds of each stage since the last call, in order of first appearance. Waits for the work.
+    virtual std::vector<std::pair<std::string, double>> take() = 0;
 };
 
 /// Radix select in progress: groups = 1 (batchtopk) or B (topk: every token by itself).
@@ -69,13 +79,24 @@ class Backend {
     virtual MemoryResource& memory() = 0;
     /// Bulk collectives over `communicator` on this backend's memory. Collective.
     virtual std::unique_ptr<Collectives> collectives(const Communicator& communicator) = 0;
+    virtual std::unique_ptr<StageClock> stage_clock() = 0;
     /// Waits until all work given so far is done.
     virtual void synchronize() = 0;
+    /// Whether encode() reads the rounded factors.
+    virtual bool rounds_encoder() const = 0;
     /// The tile (T) of features the encoder should use for B tokens of width d.
     virtual Index encode_tile(Index tokens, Index d_model) const = 0;
 
     // ---- moving data -------------------------------------------------------------------------
+    /// The host memory may be reused at once.
     virtual void upload_bytes(const void* host, void* device, std::size_t bytes) = 0;
+    /// Copies beside the work given so far, which must not touch `device`; work given later sees
+    /// the copy. The host memory must stay as it is until a download() of later work.
+    virtual void upload_ahead_bytes(const void* host, void* device, std::size_t bytes) = 0;
+    /// Whether upload_ahead() overlaps with work, so that a second set of batch buffers pays.
+    virtual bool uploads_ahead() const = 0;
+    /// Makes uploads from this host memory fast while the result lives.
+    virtual std::shared_ptr<const void> pin(const void* host, std::size_t bytes) = 0;
     virtual void download_bytes(const void* device, void* host, std::size_t bytes) = 0;
     virtual void copy_bytes(const void* from, void* to, std::size_t bytes) = 0;
     virtual void zero_bytes(void* device, std::size_t bytes) = 0;
@@ -83,7 +104,15 @@ class Backend {
     template <class T>
     void upload(std::span<const T> host, Span<T> device);
     template <class T>
+    void upload_ahead(std::span<const T> host, Span<T> device);
+    template <class T>
     void download(Span<const T> device, std::span<T> host);
+    template <class T>
+    T download_one(Span<const T> device);
+    /// Entries found so far; more than candidates.capacity() when some did not fit.
+    Index found(const Candidates& candidates) { return download_one(candidates.size.span()); }
+    /// No entries, and room for at least `capacity`.
+    void reset(Candidates& candidates, Index capacity, bool ranked);
     template <class T>
     void copy(Span<const T> from, Span<T> to);
     template <class T>
@@ -95,14 +124,16 @@ class Backend {
                       Matrix<const float> b, float beta, Matrix<float> c) = 0;
 
     // ---- encode and select -------------------------------------------------------------------
+    /// to = from, rounded to nearest even.
+    virtual void round(Matrix<const float> from, Matrix<Bfloat16> to) = 0;
     /// pre[T, B] = weight[T, d] * x[B, d]^T + bias[T]; a row of pre is a feature.
-    virtual void encode(Matrix<const float> x, Matrix<const float> weight, Span<const float> bias,
-                        Matrix<float> pre) = 0;
+    virtual void encode(const EncoderOperand& x, const EncoderOperand& weight,
+                        Span<const float> bias, Matrix<float> pre) = 0;
     /// sums[T, 2] = sum over the B tokens of p and p^2, in double.
     virtual void tile_sums(Matrix<const float> pre, Span<double> sums) = 0;
-    /// Sum over all entries of relu(-p).
-    virtual double negative_sum(Matrix<const float> pre) = 0;
-    /// Appends this tile's candidates, ascending by (row, token); the buffers grow.
+    /// sum[1] += relu(-p) over all entries.
+    virtual void negative_sum(Matrix<const float> pre, Span<double> sum) = 0;
+    /// Appends this tile's candidates, ascending by (row, token), and counts those that do not fit.
     /// first_row: row of the tile's first feature.  sums [T, 2] and sum_tokens: for zscore (ddof
     /// 1). bound [1] or [B]: topk kinds keep entries with score >= bound (and p > 0 unless
     /// keep_negative).  log_threshold [T]: jumprelu keeps p >= exp(log_threshold) and the window;
@@ -125,13 +156,13 @@ class Backend {
     virtual void choose_digit(Span<const Index> counts, int shift, int bits, bool positions,
                               Cut& cut) = 0;
     /// Drops the candidates beyond the cut: keeps key > score, and key == score with
-    /// position <= cut.position. Order stays.
+    /// position <= cut.position. Order and capacity stay.
     virtual void keep(const PositionMap& map, const Cut& cut, Candidates& candidates) = 0;
     /// bound[g] = max(bound[g], value of cut.score[g]).
     virtual void raise_bound(const Cut& cut, Span<float> bound) = 0;
 
-    /// Candidates become the active set of `rows` rows (all its buffers are sized, gradient too)
-    /// and `tokens` tokens; values by the rule:
+    /// Candidates, all of which fit, become the active set of `rows` rows (all its buffers are
+    /// sized, gradient too) and `tokens` tokens; values by the rule:
     /// topk kinds and relu a = p; jumprelu a = p where p >= exp(log_threshold[row]), else 0.
     /// Gradients start at 0, here and in merge().
     virtual void index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
@@ -150,10 +181,10 @@ class Backend {
                         Matrix<float> out) = 0;
     /// Residual and its gradient of S tokens. yhat = partial + bias; e = yhat - target (left in
     /// `partial`); gradient = 2 * scale^2 * e / (batch_tokens * d); squared_error[L] = sum over the
-    /// S tokens and d of (scale * e)^2, in double on the host.  bias, scale: [L*d].
+    /// S tokens and d of (scale * e)^2.  bias, scale: [L*d].
     virtual void residual(Matrix<float> partial, Matrix<const float> target, Span<const float> bias,
                           Span<const float> scale, Index batch_tokens, Index layers,
-                          Matrix<float> gradient, std::span<double> squared_error) = 0;
+                          Matrix<float> gradient, Span<double> squared_error) = 0;
     /// Adds S tokens' targets and errors (as residual() leaves them) to the sums.
     virtual void accumulate(Matrix<const float> error, Matrix<const float> target,
                             ColumnSums& sums) = 0;
@@ -163,19 +194,20 @@ class Backend {
     // ---- backward ----------------------------------------------------------------------------
     /// norms[F_p] = L2 norm of each row.
     virtual void row_norms(Matrix<const float> m, Span<float> norms) = 0;
-    /// Tanh penalty weight * sum over entries tanh(c * norm[row] * value); returns it. Adds its
+    /// Tanh penalty: sum[1] += weight * sum over entries tanh(c * norm[row] * value). Adds its
     /// gradient to active.gradient and writes the decoder row's factor: dL/drow = coefficient *
     /// row. A row of norm 0 contributes nothing.
-    virtual double sparsity_penalty(float weight, float c, Span<const float> norms,
-                                    ActiveSet& active, Span<float> coefficient) = 0;
+    virtual void sparsity_penalty(float weight, float c, Span<const float> norms, ActiveSet& active,
+                                  Span<float> coefficient, Span<double> sum) = 0;
     /// Decoder rows of one layer, fused with their update. G = gradient[B, L*d]: the layer's rows
     /// see columns [layer*d, L*d); coefficient [F_p], this layer's.  active.gradient[e] +=
     /// <G[token], row> when `activations`. Row gradient g = sum value * G[token] + coefficient *
-    /// row (coefficient may be empty). adam == nullptr: nothing is updated and the sum of g^2 is
-    /// returned, else 0.
-    virtual double decoder_rows(ActiveSet& active, Index layer, Index features,
-                                Matrix<const float> gradient, Span<const float> coefficient,
-                                bool activations, const AdamStep* adam, ParamRows rows) = 0;
+    /// row (coefficient may be empty). adam == nullptr: nothing is updated and squares[1] += sum of
+    /// g^2; else squares may be empty.
+    virtual void decoder_rows(ActiveSet& active, Index layer, Index features,
+                              Matrix<const float> gradient, Span<const float> coefficient,
+                              bool activations, const AdamStep* adam, ParamRows rows,
+                              Span<double> squares) = 0;
     /// dL/dvalue becomes dL/dpre in active.gradient; bias_gradient[rows] = sum of dL/dpre over a
     /// row; jumprelu: threshold_gradient[rows] = dL/dlog_threshold = theta * sum over the window of
     /// dL/dvalue * (-p / bandwidth).
@@ -183,22 +215,23 @@ class Backend {
                                      float bandwidth, ActiveSet& active, Span<float> bias_gradient,
                                      Span<float> threshold_gradient) = 0;
     /// Encoder rows of one layer, fused with their update: g = sum dL/dpre * x[token].
-    /// adam == nullptr: returns the sum of g^2, else 0.  x: [B, d].
-    virtual double encoder_rows(const ActiveSet& active, Index layer, Index features,
-                                Matrix<const float> x, const AdamStep* adam, ParamRows rows) = 0;
+    /// adam == nullptr: squares[1] += sum of g^2.  x: [B, d].
+    virtual void encoder_rows(const ActiveSet& active, Index layer, Index features,
+                              Matrix<const float> x, const AdamStep* adam, ParamRows rows,
+                              Span<double> squares) = 0;
 
     // ---- dense activations (relu, jumprelu) and dense encoder gradients, tile by tile --------
     /// value[T, B] from pre[T, B]; active[T] and fired[T] (a > 1e-6) += tokens of each feature.
     virtual void activate(const CollectRule& rule, Span<const float> log_threshold,
                           Matrix<const float> pre, Matrix<float> value, Span<Index> active,
                           Span<Index> fired) = 0;
-    /// Entries that collect() would keep (relu, jumprelu), without keeping them.
-    virtual Index count_kept(const CollectRule& rule, Span<const float> log_threshold,
-                             Matrix<const float> pre) = 0;
+    /// count[1] += entries that collect() would keep (relu, jumprelu), without keeping them.
+    virtual void count_kept(const CollectRule& rule, Span<const float> log_threshold,
+                            Matrix<const float> pre, Span<Index> count) = 0;
     /// The tanh penalty of a dense tile; as sparsity_penalty, gradient[T, B] is added to.
-    virtual double sparsity_penalty_dense(float weight, float c, Span<const float> norms,
-                                          Matrix<const float> value, Matrix<float> gradient,
-                                          Span<float> coefficient) = 0;
+    virtual void sparsity_penalty_dense(float weight, float c, Span<const float> norms,
+                                        Matrix<const float> value, Matrix<float> gradient,
+                                        Span<float> coefficient, Span<double> sum) = 0;
     /// gradient[T, B]: dL/dvalue becomes dL/dpre; as activation_gradient, all spans [T], written
     /// over.
     virtual void activation_gradient_dense(const CollectRule& rule, Span<const float> log_threshold,
@@ -215,8 +248,8 @@ class Backend {
     /// g += coefficient[row] * value row.
     virtual void add_scaled_rows(Span<const float> coefficient, Matrix<const float> value,
                                  Matrix<float> g) = 0;
-    /// Sum of squares.
-    virtual double squared_norm(Matrix<const float> m) = 0;
+    /// sum[1] += sum of squares.
+    virtual void squared_norm(Matrix<const float> m, Span<double> sum) = 0;
     /// One Adam step with gradient g, same shape.
     virtual void adam(const AdamStep& step, Matrix<const float> g, ParamRows params) = 0;
 
@@ -224,6 +257,8 @@ class Backend {
     /// active[rows] += entries with value != 0, fired[rows] += entries with value > 1e-6.
     virtual void count(const ActiveSet& active, Span<Index> active_tokens,
                        Span<Index> fired_tokens) = 0;
+    /// totals[g] = sum of the g-th of totals.size() equal parts of counts.
+    virtual void sum_parts(Span<const Index> counts, Span<Index> totals) = 0;
     /// silence[row] = fired_tokens[row] > 0 ? 0 : silence[row] + 1.
     virtual void age(Span<const Index> fired_tokens, Span<Index> silence) = 0;
 
@@ -256,8 +291,12 @@ class Backend {
                          Span<float> logsumexp, Span<float> loss, Span<std::int32_t> argmax) = 0;
 };
 
-/// kind: "cpu". Throws UserError when there is no such backend. Not collective.
-std::unique_ptr<Backend> make_backend(const std::string& kind);
+/// kind: "cpu" or "cuda". precision of the encoder's product: "float32", "tf32", "bfloat16" or
+/// "auto" (bfloat16 on cuda, else float32). Throws UserError when that backend is not compiled in,
+/// has no device or does not have that precision. Collective over `world`: ranks of a host share
+/// its devices.
+std::unique_ptr<Backend> make_backend(const std::string& kind, const Communicator& world,
+                                      const std::string& precision = "auto");
 
 template <class T>
 void Backend::upload(std::span<const T> host, Span<T> device) {
@@ -265,9 +304,28 @@ void Backend::upload(std::span<const T> host, Span<T> device) {
     upload_bytes(host.data(), RawAccess::pointer(device), host.size_bytes());
 }
 template <class T>
+void Backend::upload_ahead(std::span<const T> host, Span<T> device) {
+    CLT_CHECK(static_cast<Index>(host.size()) == device.size());
+    upload_ahead_bytes(host.data(), RawAccess::pointer(device), host.size_bytes());
+}
+template <class T>
 void Backend::download(Span<const T> device, std::span<T> host) {
     CLT_CHECK(static_cast<Index>(host.size()) == device.size());
     download_bytes(RawAccess::pointer(device), host.data(), host.size_bytes());
+}
+template <class T>
+T Backend::download_one(Span<const T> device) {
+    T value{};
+    download(device, std::span<T>(&value, 1));
+    return value;
+}
+inline void Backend::reset(Candidates& candidates, Index capacity, bool ranked) {
+    candidates.size.reserve_discarding(memory(), 1, Purpose::candidates);
+    candidates.row.reserve_discarding(memory(), capacity, Purpose::candidates);
+    candidates.token.reserve_discarding(memory(), capacity, Purpose::candidates);
+    candidates.pre.reserve_discarding(memory(), capacity, Purpose::candidates);
+    if (ranked) candidates.key.reserve_discarding(memory(), capacity, Purpose::candidates);
+    zero(candidates.size.span());
 }
 template <class T>
 void Backend::copy(Span<const T> from, Span<T> to) {

@@ -11,6 +11,11 @@
 
 namespace clt {
 
+/// Two bytes that hold a bfloat16.
+struct Bfloat16 {
+    std::uint16_t bits = 0;
+};
+
 enum class DType { float32, float16, bfloat16 };
 
 constexpr Index size_of(DType type) {

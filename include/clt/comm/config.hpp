@@ -13,6 +13,7 @@ struct JobConfig {
     std::string output;
     Index seed = 42;
     std::string backend = "cpu";
+    std::string precision = "auto";
 
     template <class V>
     void fields(V& v) {
@@ -21,7 +22,11 @@ struct JobConfig {
         v("output", output, rule::required() | rule::path() | rule::execution(),
           "Folder of the results; made when missing");
         v("seed", seed, rule::at_least(0), "Seed of every random number of the job");
-        v("backend", backend, rule::one_of({"cpu"}) | rule::execution(), "Where the kernels run");
+        v("backend", backend, rule::one_of({"cpu", "cuda"}) | rule::execution(),
+          "Where the kernels run; cuda needs a build with CUDA and a GPU");
+        v("precision", precision,
+          rule::one_of({"auto", "float32", "tf32", "bfloat16"}) | rule::execution(),
+          "Of the encoder's product; auto: bfloat16 on cuda, float32 on cpu");
     }
 };
 

@@ -32,7 +32,11 @@ class Params {
     Shard features() const { return features_; }
     Index local_rows() const { return shape_.layers * features_.size(); }
 
-    ParamRows encoder(Index layer);  // [F_p, d]
+    /// The values were written by other means than backend calls with ParamRows: brings the rounded
+    /// copies up to date.
+    void values_changed();
+
+    ParamRows encoder(Index layer);  // [F_p, d], and rounded where the backend's encoder wants it
     ParamRows encoder_bias();        // [1, L * F_p]
     ParamRows log_threshold();       // [1, L * F_p], empty unless jumprelu
     ParamRows decoder(Index layer);  // [F_p, (L - layer) d]
@@ -47,13 +51,15 @@ class Params {
     struct Store {
         Buffer<float> value, moment1, moment2;
     };
-    static Store make_store(Backend& backend, Index size);
+    Store make_store(Index size);
     static ParamRows view(Store& store, Index offset, Index rows, Index cols);
 
+    Backend& backend_;
     Shape shape_;
     Shard features_;
     bool thresholds_;
     Store encoder_;
+    Buffer<Bfloat16> encoder_rounded_;
     Store encoder_bias_;
     Store log_threshold_;
     std::vector<Store> decoder_;

@@ -27,7 +27,8 @@ int run(const Arguments& arguments, const Communicator& world) {
     }
     if (const auto parts = arguments.positive_integer("data")) options.grid.data = *parts;
     const std::unique_ptr<Backend> backend =
-        make_backend(arguments.value("backend").value_or("cpu"));
+        make_backend(arguments.value("backend").value_or("cpu"), world,
+                     arguments.value("precision").value_or("auto"));
     const std::string result = bench_step(options, *backend, world);
     const std::string file = arguments.value("json").value_or("-");
     world.together([&] {
@@ -52,7 +53,8 @@ Command bench_command() {
     options.push_back(
         {"data", "N", "Data replicas; the other ranks are feature shards (default 1)"});
     options.push_back({"threads", "N", "Threads of a rank"});
-    options.push_back({"backend", "NAME", "cpu (the default)"});
+    options.push_back({"backend", "NAME", "cpu (the default) or cuda"});
+    options.push_back({"precision", "NAME", "Of the encoder's product: auto (the default), ..."});
     options.push_back({"json", "FILE", "Where the result goes; - (default): standard output"});
     return {"bench",  "Times the training step on synthetic data, by stage, next to its floor",
             {"step"}, options,

@@ -11,7 +11,8 @@ int run(const Arguments& arguments, const Communicator& world) {
     auto job = read_job<EvaluateJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "evaluate");
     write_resolved_job(job.job.output, tables_of(job), world);
-    const std::unique_ptr<Backend> backend = make_backend(job.job.backend);
+    const std::unique_ptr<Backend> backend =
+        make_backend(job.job.backend, world, job.job.precision);
     evaluate(job, *backend, world);
     return 0;
 }

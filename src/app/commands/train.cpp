@@ -17,7 +17,8 @@ int run(const Arguments& arguments, const Communicator& world) {
         TrainJob defaults;
         return difference(stored, now, tables_of(defaults));
     };
-    const std::unique_ptr<Backend> backend = make_backend(job.job.backend);
+    const std::unique_ptr<Backend> backend =
+        make_backend(job.job.backend, world, job.job.precision);
     return train(job, options, *backend, world);
 }
 

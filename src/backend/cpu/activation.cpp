@@ -5,28 +5,29 @@
 
 namespace clt {
 
-double CpuBackend::sparsity_penalty(float weight, float c, Span<const float> norms,
-                                    ActiveSet& active, Span<float> coefficient) {
+void CpuBackend::sparsity_penalty(float weight, float c, Span<const float> norms, ActiveSet& active,
+                                  Span<float> coefficient, Span<double> total) {
     CLT_CHECK(norms.size() == active.rows && coefficient.size() == active.rows);
     const Index* row_start = raw(active.row_start.span());
     const float* value = raw(active.value.span());
     float* gradient = raw(active.gradient.span());
     const float* norm = raw(norms);
     float* factor = raw(coefficient);
-    const double total = cpu::ordered_sum<double>(active.rows, [&](Index row) {
-        const float scaled_norm = c * norm[row];
-        double sum = 0;
-        double slope_sum = 0;
-        for (Index i = row_start[row]; i < row_start[row + 1]; ++i) {
-            const TanhPenalty entry = tanh_penalty(scaled_norm, value[i]);
-            sum += static_cast<double>(entry.value);
-            slope_sum += static_cast<double>(entry.slope) * static_cast<double>(value[i]);
-            gradient[i] += weight * scaled_norm * entry.slope;
-        }
-        factor[row] = norm[row] == 0 ? 0 : weight * c * static_cast<float>(slope_sum) / norm[row];
-        return sum;
-    });
-    return static_cast<double>(weight) * total;
+    *raw(total) +=
+        static_cast<double>(weight) * cpu::ordered_sum<double>(active.rows, [&](Index row) {
+            const float scaled_norm = c * norm[row];
+            double sum = 0;
+            double slope_sum = 0;
+            for (Index i = row_start[row]; i < row_start[row + 1]; ++i) {
+                const TanhPenalty entry = tanh_penalty(scaled_norm, value[i]);
+                sum += static_cast<double>(entry.value);
+                slope_sum += static_cast<double>(entry.slope) * static_cast<double>(value[i]);
+                gradient[i] += weight * scaled_norm * entry.slope;
+            }
+            factor[row] =
+                norm[row] == 0 ? 0 : weight * c * static_cast<float>(slope_sum) / norm[row];
+            return sum;
+        });
 }
 
 void CpuBackend::activation_gradient(const CollectRule& rule, Span<const float> log_threshold,

@@ -20,6 +20,17 @@ void CpuBackend::count(const ActiveSet& active, Span<Index> active_tokens,
         }
 }
 
+void CpuBackend::sum_parts(Span<const Index> counts, Span<Index> totals) {
+    CLT_CHECK(totals.size() > 0 && counts.size() % totals.size() == 0);
+    const Index each = counts.size() / totals.size();
+#pragma omp parallel for schedule(static)
+    for (Index g = 0; g < totals.size(); ++g) {
+        Index sum = 0;
+        for (Index i = g * each; i < (g + 1) * each; ++i) sum += raw(counts)[i];
+        raw(totals)[g] = sum;
+    }
+}
+
 void CpuBackend::age(Span<const Index> fired_tokens, Span<Index> silence) {
     CLT_CHECK(fired_tokens.size() == silence.size());
     const Index* fired = raw(fired_tokens);

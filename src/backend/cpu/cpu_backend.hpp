@@ -12,11 +12,16 @@ class CpuBackend final : public Backend {
     std::string name() const override;
     MemoryResource& memory() override;
     std::unique_ptr<Collectives> collectives(const Communicator& communicator) override;
+    std::unique_ptr<StageClock> stage_clock() override;
     void synchronize() override;
+    bool rounds_encoder() const override { return false; }
     Index encode_tile(Index tokens, Index d_model) const override;
 
     // ---- moving data
     void upload_bytes(const void* host, void* device, std::size_t bytes) override;
+    void upload_ahead_bytes(const void* host, void* device, std::size_t bytes) override;
+    bool uploads_ahead() const override { return false; }
+    std::shared_ptr<const void> pin(const void* host, std::size_t bytes) override;
     void download_bytes(const void* device, void* host, std::size_t bytes) override;
     void copy_bytes(const void* from, void* to, std::size_t bytes) override;
     void zero_bytes(void* device, std::size_t bytes) override;
@@ -26,10 +31,11 @@ class CpuBackend final : public Backend {
               Matrix<const float> b, float beta, Matrix<float> c) override;
 
     // ---- encode and select (encode.cpp, select.cpp)
-    void encode(Matrix<const float> x, Matrix<const float> weight, Span<const float> bias,
+    void round(Matrix<const float> from, Matrix<Bfloat16> to) override;
+    void encode(const EncoderOperand& x, const EncoderOperand& weight, Span<const float> bias,
                 Matrix<float> pre) override;
     void tile_sums(Matrix<const float> pre, Span<double> sums) override;
-    double negative_sum(Matrix<const float> pre) override;
+    void negative_sum(Matrix<const float> pre, Span<double> sum) override;
     void collect(const CollectRule& rule, Matrix<const float> pre, Index first_row,
                  Span<const double> sums, Index sum_tokens, Span<const float> bound,
                  Span<const float> log_threshold, Candidates& out) override;
@@ -54,32 +60,32 @@ class CpuBackend final : public Backend {
                 Matrix<float> out) override;
     void residual(Matrix<float> partial, Matrix<const float> target, Span<const float> bias,
                   Span<const float> scale, Index batch_tokens, Index layers, Matrix<float> gradient,
-                  std::span<double> squared_error) override;
+                  Span<double> squared_error) override;
     void accumulate(Matrix<const float> error, Matrix<const float> target,
                     ColumnSums& sums) override;
     void column_sums(Matrix<const float> m, Span<float> out) override;
 
     // ---- backward (rows.cpp, activation.cpp)
     void row_norms(Matrix<const float> m, Span<float> norms) override;
-    double sparsity_penalty(float weight, float c, Span<const float> norms, ActiveSet& active,
-                            Span<float> coefficient) override;
-    double decoder_rows(ActiveSet& active, Index layer, Index features,
-                        Matrix<const float> gradient, Span<const float> coefficient,
-                        bool activations, const AdamStep* adam, ParamRows rows) override;
+    void sparsity_penalty(float weight, float c, Span<const float> norms, ActiveSet& active,
+                          Span<float> coefficient, Span<double> sum) override;
+    void decoder_rows(ActiveSet& active, Index layer, Index features, Matrix<const float> gradient,
+                      Span<const float> coefficient, bool activations, const AdamStep* adam,
+                      ParamRows rows, Span<double> squares) override;
     void activation_gradient(const CollectRule& rule, Span<const float> log_threshold,
                              float bandwidth, ActiveSet& active, Span<float> bias_gradient,
                              Span<float> threshold_gradient) override;
-    double encoder_rows(const ActiveSet& active, Index layer, Index features, Matrix<const float> x,
-                        const AdamStep* adam, ParamRows rows) override;
+    void encoder_rows(const ActiveSet& active, Index layer, Index features, Matrix<const float> x,
+                      const AdamStep* adam, ParamRows rows, Span<double> squares) override;
 
     // ---- dense activations (dense_activation.cpp)
     void activate(const CollectRule& rule, Span<const float> log_threshold, Matrix<const float> pre,
                   Matrix<float> value, Span<Index> active, Span<Index> fired) override;
-    Index count_kept(const CollectRule& rule, Span<const float> log_threshold,
-                     Matrix<const float> pre) override;
-    double sparsity_penalty_dense(float weight, float c, Span<const float> norms,
-                                  Matrix<const float> value, Matrix<float> gradient,
-                                  Span<float> coefficient) override;
+    void count_kept(const CollectRule& rule, Span<const float> log_threshold,
+                    Matrix<const float> pre, Span<Index> count) override;
+    void sparsity_penalty_dense(float weight, float c, Span<const float> norms,
+                                Matrix<const float> value, Matrix<float> gradient,
+                                Span<float> coefficient, Span<double> sum) override;
     void activation_gradient_dense(const CollectRule& rule, Span<const float> log_threshold,
                                    float bandwidth, Matrix<const float> pre, Matrix<float> gradient,
                                    Span<float> bias_gradient,
@@ -90,12 +96,13 @@ class CpuBackend final : public Backend {
                           Matrix<float> gradient) override;
     void add_scaled_rows(Span<const float> coefficient, Matrix<const float> value,
                          Matrix<float> g) override;
-    double squared_norm(Matrix<const float> m) override;
+    void squared_norm(Matrix<const float> m, Span<double> sum) override;
     void adam(const AdamStep& step, Matrix<const float> g, ParamRows params) override;
 
     // ---- counters (counters.cpp)
     void count(const ActiveSet& active, Span<Index> active_tokens,
                Span<Index> fired_tokens) override;
+    void sum_parts(Span<const Index> counts, Span<Index> totals) override;
     void age(Span<const Index> fired_tokens, Span<Index> silence) override;
 
     // ---- language model (transformer.cpp)

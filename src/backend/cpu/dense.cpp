@@ -91,8 +91,8 @@ void CpuBackend::add_scaled_rows(Span<const float> coefficient, Matrix<const flo
     }
 }
 
-double CpuBackend::squared_norm(Matrix<const float> m) {
-    return cpu::ordered_sum<double>(
+void CpuBackend::squared_norm(Matrix<const float> m, Span<double> sum) {
+    *raw(sum) += cpu::ordered_sum<double>(
         m.rows, [&](Index i) { return cpu::sum_of_squares(row_of(m, i), m.cols); });
 }
 

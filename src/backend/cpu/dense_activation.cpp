@@ -45,11 +45,11 @@ void CpuBackend::activate(const CollectRule& rule, Span<const float> log_thresho
     }
 }
 
-Index CpuBackend::count_kept(const CollectRule& rule, Span<const float> log_threshold,
-                             Matrix<const float> pre) {
+void CpuBackend::count_kept(const CollectRule& rule, Span<const float> log_threshold,
+                            Matrix<const float> pre, Span<Index> count) {
     const bool thresholded = is_thresholded(rule);
     CLT_CHECK(!thresholded || log_threshold.size() == pre.rows);
-    return cpu::ordered_sum<Index>(pre.rows, [&](Index t) -> Index {
+    *raw(count) += cpu::ordered_sum<Index>(pre.rows, [&](Index t) -> Index {
         const float* p = row_of(pre, t);
         std::int32_t kept = 0;
         if (thresholded) {
@@ -63,29 +63,29 @@ Index CpuBackend::count_kept(const CollectRule& rule, Span<const float> log_thre
     });
 }
 
-double CpuBackend::sparsity_penalty_dense(float weight, float c, Span<const float> norms,
-                                          Matrix<const float> value, Matrix<float> gradient,
-                                          Span<float> coefficient) {
+void CpuBackend::sparsity_penalty_dense(float weight, float c, Span<const float> norms,
+                                        Matrix<const float> value, Matrix<float> gradient,
+                                        Span<float> coefficient, Span<double> total) {
     CLT_CHECK(norms.size() == value.rows && coefficient.size() == value.rows);
     CLT_CHECK(gradient.rows == value.rows && gradient.cols == value.cols);
     const float* norm = raw(norms);
-    const double total = cpu::ordered_sum<double>(value.rows, [&](Index t) {
-        const float scaled_norm = c * norm[t];
-        const float* a = row_of(value, t);
-        float* g = row_of(gradient, t);
-        double sum = 0;
-        double slope_sum = 0;
-        for (Index b = 0; b < value.cols; ++b) {
-            const TanhPenalty entry = tanh_penalty(scaled_norm, a[b]);
-            sum += static_cast<double>(entry.value);
-            slope_sum += static_cast<double>(entry.slope) * static_cast<double>(a[b]);
-            g[b] += weight * scaled_norm * entry.slope;
-        }
-        raw(coefficient)[t] =
-            norm[t] == 0 ? 0 : weight * c * static_cast<float>(slope_sum) / norm[t];
-        return sum;
-    });
-    return static_cast<double>(weight) * total;
+    *raw(total) += static_cast<double>(weight) * cpu::ordered_sum<double>(value.rows, [&](Index t) {
+                       const float scaled_norm = c * norm[t];
+                       const float* a = row_of(value, t);
+                       float* g = row_of(gradient, t);
+                       double sum = 0;
+                       double slope_sum = 0;
+                       for (Index b = 0; b < value.cols; ++b) {
+                           const TanhPenalty entry = tanh_penalty(scaled_norm, a[b]);
+                           sum += static_cast<double>(entry.value);
+                           slope_sum +=
+                               static_cast<double>(entry.slope) * static_cast<double>(a[b]);
+                           g[b] += weight * scaled_norm * entry.slope;
+                       }
+                       raw(coefficient)[t] =
+                           norm[t] == 0 ? 0 : weight * c * static_cast<float>(slope_sum) / norm[t];
+                       return sum;
+                   });
 }
 
 void CpuBackend::activation_gradient_dense(const CollectRule& rule, Span<const float> log_threshold,

@@ -21,14 +21,6 @@ constexpr Index tile_multiple = 16;
 // which vectorises; only a block with a hit is walked entry by entry.
 constexpr Index block = 64;
 
-template <class T>
-void grow(MemoryResource& memory, Index used, Index needed, Buffer<T>& buffer) {
-    if (needed <= buffer.size()) return;
-    Buffer<T> larger(memory, std::max(needed, 2 * buffer.size()), Purpose::candidates);
-    std::copy_n(raw(buffer.span()), used, raw(larger.span()));
-    buffer = std::move(larger);
-}
-
 // Scans of one feature's tokens: passes(p, token), and score(p) to rank by.
 
 template <bool per_token>
@@ -82,6 +74,7 @@ struct Entries {
     std::int32_t* token;
     float* pre;
     std::uint32_t* key;
+    Index capacity;
 };
 
 template <class Scan>
@@ -94,6 +87,7 @@ void append_row(const Scan scan, std::int32_t row, const float* p, Index n, Inde
         if (any == 0) continue;
         for (Index i = first; i < end; ++i) {
             if (!scan.passes(p[i], i)) continue;
+            if (at == out.capacity) return;
             out.row[at] = row;
             out.token[at] = static_cast<std::int32_t>(i);
             out.pre[at] = p[i];
@@ -106,28 +100,22 @@ void append_row(const Scan scan, std::int32_t row, const float* p, Index n, Inde
 // Rows are counted, then written where the counts say: entries come out ascending for any number
 // of threads, and the second scan reads the cache.
 template <class MakeScan>
-void collect_rows(MemoryResource& memory, const Matrix<const float>& pre, Index first_row,
-                  Index* starts, Candidates& out, MakeScan make_scan) {
+void collect_rows(const Matrix<const float>& pre, Index first_row, Index* starts, Candidates& out,
+                  MakeScan make_scan) {
 #pragma omp parallel for schedule(static)
     for (Index t = 0; t < pre.rows; ++t)
         starts[t + 1] = count_row(make_scan(t), row_of(pre, t), pre.cols);
-    starts[0] = out.size;
+    Index& size = *raw(out.size.span());
+    starts[0] = size;
     for (Index t = 0; t < pre.rows; ++t) starts[t + 1] += starts[t];
-
-    const Index used = out.size;
-    const Index needed = starts[pre.rows];
-    grow(memory, used, needed, out.row);
-    grow(memory, used, needed, out.token);
-    grow(memory, used, needed, out.pre);
-    if constexpr (decltype(make_scan(0))::ranked) grow(memory, used, needed, out.key);
+    size = starts[pre.rows];
     const Entries entries{raw(out.row.span()), raw(out.token.span()), raw(out.pre.span()),
-                          raw(out.key.span())};
+                          raw(out.key.span()), out.capacity()};
 #pragma omp parallel for schedule(static)
     for (Index t = 0; t < pre.rows; ++t)
-        if (starts[t + 1] > starts[t])
+        if (starts[t + 1] > starts[t] && starts[t] < entries.capacity)
             append_row(make_scan(t), static_cast<std::int32_t>(first_row + t), row_of(pre, t),
                        pre.cols, starts[t], entries);
-    out.size = needed;
 }
 
 }  // namespace
@@ -138,13 +126,22 @@ Index CpuBackend::encode_tile(Index tokens, Index /*d_model*/) const {
     return std::clamp(fits / tile_multiple * tile_multiple, smallest_tile, largest_tile);
 }
 
-void CpuBackend::encode(Matrix<const float> x, Matrix<const float> weight, Span<const float> bias,
-                        Matrix<float> pre) {
-    CLT_CHECK(bias.size() == weight.rows && pre.rows == weight.rows && pre.cols == x.rows);
+void CpuBackend::round(Matrix<const float> from, Matrix<Bfloat16> to) {
+    CLT_CHECK(from.rows == to.rows && from.cols == to.cols);
+#pragma omp parallel for schedule(static)
+    for (Index t = 0; t < from.rows; ++t)
+        for (Index j = 0; j < from.cols; ++j)
+            row_of(to, t)[j].bits = float_to_bfloat16(row_of(from, t)[j]);
+}
+
+void CpuBackend::encode(const EncoderOperand& x, const EncoderOperand& weight,
+                        Span<const float> bias, Matrix<float> pre) {
+    CLT_CHECK(bias.size() == weight.value.rows && pre.rows == weight.value.rows &&
+              pre.cols == x.value.rows);
     const float* b = raw(bias);
 #pragma omp parallel for schedule(static)
     for (Index t = 0; t < pre.rows; ++t) std::fill_n(row_of(pre, t), pre.cols, b[t]);
-    gemm(false, true, 1, weight, x, 1, pre);
+    gemm(false, true, 1, weight.value, x.value, 1, pre);
 }
 
 void CpuBackend::tile_sums(Matrix<const float> pre, Span<double> sums) {
@@ -166,8 +163,8 @@ void CpuBackend::tile_sums(Matrix<const float> pre, Span<double> sums) {
     }
 }
 
-double CpuBackend::negative_sum(Matrix<const float> pre) {
-    return cpu::ordered_sum<double>(pre.rows, [&](Index t) {
+void CpuBackend::negative_sum(Matrix<const float> pre, Span<double> total) {
+    *raw(total) += cpu::ordered_sum<double>(pre.rows, [&](Index t) {
         const float* p = row_of(pre, t);
         double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -181,7 +178,7 @@ void CpuBackend::collect(const CollectRule& rule, Matrix<const float> pre, Index
                          Span<const double> sums, Index sum_tokens, Span<const float> bound,
                          Span<const float> log_threshold, Candidates& out) {
     const auto run = [&](auto make_scan) {
-        collect_rows(memory_, pre, first_row, index_scratch(pre.rows + 1), out, make_scan);
+        collect_rows(pre, first_row, index_scratch(pre.rows + 1), out, make_scan);
     };
     if (rule.activation == Activation::relu) return run([](Index) { return ReluScan{}; });
     if (rule.activation == Activation::jumprelu) {

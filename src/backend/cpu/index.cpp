@@ -23,7 +23,8 @@ void resize(MemoryResource& memory, Index rows, Index tokens, Index entries, Act
 
 void CpuBackend::index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
                        Index tokens, const Candidates& candidates, ActiveSet& out) {
-    const Index n = candidates.size;
+    const Index n = found(candidates);
+    CLT_CHECK(n <= candidates.capacity());
     const bool thresholded = rule.activation == Activation::jumprelu;
     CLT_CHECK(!thresholded || log_threshold.size() == rows);
     resize(memory_, rows, tokens, n, out);

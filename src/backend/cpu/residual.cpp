@@ -16,12 +16,12 @@ constexpr Index block_columns = 64;
 
 void CpuBackend::residual(Matrix<float> partial, Matrix<const float> target, Span<const float> bias,
                           Span<const float> scale, Index batch_tokens, Index layers,
-                          Matrix<float> gradient, std::span<double> squared_error) {
+                          Matrix<float> gradient, Span<double> squared_error) {
     const Index cols = partial.cols;
     CLT_CHECK(bias.size() == cols && scale.size() == cols && cols % layers == 0);
     CLT_CHECK(target.rows == partial.rows && target.cols == cols);
     CLT_CHECK(gradient.rows == partial.rows && gradient.cols == cols);
-    CLT_CHECK(static_cast<Index>(squared_error.size()) == layers);
+    CLT_CHECK(squared_error.size() == layers);
     const Index d = cols / layers;
     const Index blocks = (partial.rows + block_tokens - 1) / block_tokens;
     const float* b = raw(bias);
@@ -51,10 +51,10 @@ void CpuBackend::residual(Matrix<float> partial, Matrix<const float> target, Spa
                 sum[layer] += squared;
             }
     }
-    std::fill(squared_error.begin(), squared_error.end(), 0.0);
+    std::fill_n(raw(squared_error), layers, 0.0);
     for (Index block = 0; block < blocks; ++block)
         for (Index layer = 0; layer < layers; ++layer)
-            squared_error[static_cast<std::size_t>(layer)] += sums[block * layers + layer];
+            raw(squared_error)[layer] += sums[block * layers + layer];
 }
 
 void CpuBackend::accumulate(Matrix<const float> error, Matrix<const float> target,

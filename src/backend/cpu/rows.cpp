@@ -127,27 +127,29 @@ double visit_row(const Rows& rows, Index row) {
     return squares;
 }
 
-// squares: [rows].
-double visit(const Rows& rows, double* squares) {
+// of_row: scratch of [rows]. The squares of all rows are added to total where nothing is updated.
+void visit(const Rows& rows, double* of_row, Span<double> total) {
     const Index count = rows.params.value.rows;
 #pragma omp parallel
     {
         const Shard range =
             thread_rows(rows.row_start, count, omp_get_thread_num(), omp_get_num_threads());
         for (Index row = range.begin; row < range.end; ++row)
-            squares[row] =
+            of_row[row] =
                 rows.dot != nullptr ? visit_row<true>(rows, row) : visit_row<false>(rows, row);
     }
+    if (rows.adam != nullptr) return;
     double sum = 0;
-    for (Index row = 0; row < count; ++row) sum += squares[row];
-    return sum;
+    for (Index row = 0; row < count; ++row) sum += of_row[row];
+    *raw(total) += sum;
 }
 
 }  // namespace
 
-double CpuBackend::decoder_rows(ActiveSet& active, Index layer, Index features,
-                                Matrix<const float> gradient, Span<const float> coefficient,
-                                bool activations, const AdamStep* adam, ParamRows params) {
+void CpuBackend::decoder_rows(ActiveSet& active, Index layer, Index features,
+                              Matrix<const float> gradient, Span<const float> coefficient,
+                              bool activations, const AdamStep* adam, ParamRows params,
+                              Span<double> squares) {
     const Index width = params.value.cols;
     CLT_CHECK(gradient.rows == active.tokens && width <= gradient.cols);
     CLT_CHECK(params.value.rows == features && (layer + 1) * features <= active.rows);
@@ -165,11 +167,12 @@ double CpuBackend::decoder_rows(ActiveSet& active, Index layer, Index features,
                     adam,
                     targets,
                     params};
-    return visit(rows, double_scratch(features));
+    visit(rows, double_scratch(features), squares);
 }
 
-double CpuBackend::encoder_rows(const ActiveSet& active, Index layer, Index features,
-                                Matrix<const float> x, const AdamStep* adam, ParamRows params) {
+void CpuBackend::encoder_rows(const ActiveSet& active, Index layer, Index features,
+                              Matrix<const float> x, const AdamStep* adam, ParamRows params,
+                              Span<double> squares) {
     CLT_CHECK(x.rows == active.tokens && x.cols == params.value.cols);
     CLT_CHECK(params.value.rows == features && (layer + 1) * features <= active.rows);
     const Rows rows{raw(active.row_start.span()) + layer * features,
@@ -180,7 +183,7 @@ double CpuBackend::encoder_rows(const ActiveSet& active, Index layer, Index feat
                     adam,
                     x,
                     params};
-    return visit(rows, double_scratch(features));
+    visit(rows, double_scratch(features), squares);
 }
 
 }  // namespace clt

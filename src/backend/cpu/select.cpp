@@ -9,19 +9,10 @@ namespace {
 // Candidates counted or moved by one thread at a time.
 constexpr Index block_entries = Index{1} << 14;
 
-struct Rank {
-    PositionMap map;
-    bool per_token;  // groups are tokens: positions count inside a token
-
-    std::uint64_t position(std::int32_t row, std::int32_t token) const {
-        const Index layer = row / map.local_features;
-        const Index column =
-            layer * map.global_features + map.first_feature + row - layer * map.local_features;
-        if (per_token) return static_cast<std::uint64_t>(column);
-        const Index columns = map.layers * map.global_features;
-        return static_cast<std::uint64_t>((map.first_token + token) * columns + column);
-    }
-};
+/// Entries that are there: those found, or as many as fit.
+Index held(const Candidates& candidates) {
+    return std::min(*raw(candidates.size.span()), candidates.capacity());
+}
 
 /// counts[group, digit] of the n entries; digit(i, group) is below 2^bits, or -1: not counted.
 template <class Digit>
@@ -60,7 +51,7 @@ void CpuBackend::count_digits(const Candidates& candidates, const Cut& cut, int 
     const std::uint32_t* key = raw(candidates.key.span());
     const std::uint64_t* score = raw(cut.score.span());
     const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
-    count_entries(candidates.size, cut.groups, raw(candidates.token.span()), bits, raw(counts),
+    count_entries(held(candidates), cut.groups, raw(candidates.token.span()), bits, raw(counts),
                   [=](Index i, Index group) -> Index {
                       const std::uint64_t k = key[i];  // 64 bits: shift + bits may be 32
                       if (k >> (shift + bits) != score[group] >> (shift + bits)) return -1;
@@ -77,11 +68,11 @@ void CpuBackend::count_position_digits(const Candidates& candidates, const Posit
     const std::uint64_t* score = raw(cut.score.span());
     const std::uint64_t* chosen = raw(cut.position.span());
     const std::uint64_t mask = (std::uint64_t{1} << bits) - 1;
-    const Rank rank{map, cut.groups > 1};
-    count_entries(candidates.size, cut.groups, token, bits, raw(counts),
+    const bool per_token = cut.groups > 1;
+    count_entries(held(candidates), cut.groups, token, bits, raw(counts),
                   [=](Index i, Index group) -> Index {
                       if (key[i] != score[group]) return -1;
-                      const std::uint64_t p = rank.position(row[i], token[i]);
+                      const std::uint64_t p = map.position(row[i], token[i], per_token);
                       if (p >> (shift + bits) != chosen[group] >> (shift + bits)) return -1;
                       return static_cast<Index>((p >> shift) & mask);
                   });
@@ -108,7 +99,7 @@ void CpuBackend::choose_digit(Span<const Index> counts, int shift, int bits, boo
 }
 
 void CpuBackend::keep(const PositionMap& map, const Cut& cut, Candidates& candidates) {
-    const Index n = candidates.size;
+    const Index n = held(candidates);
     const Index blocks = (n + block_entries - 1) / block_entries;
     const std::int32_t* row = raw(candidates.row.span());
     const std::int32_t* token = raw(candidates.token.span());
@@ -116,11 +107,11 @@ void CpuBackend::keep(const PositionMap& map, const Cut& cut, Candidates& candid
     const std::uint32_t* key = raw(candidates.key.span());
     const std::uint64_t* score = raw(cut.score.span());
     const std::uint64_t* last = raw(cut.position.span());
-    const Rank rank{map, cut.groups > 1};
+    const bool per_token = cut.groups > 1;
     const auto stays = [&](Index i) {
-        const Index group = rank.per_token ? token[i] : 0;
+        const Index group = per_token ? token[i] : 0;
         if (key[i] != score[group]) return key[i] > score[group];
-        return rank.position(row[i], token[i]) <= last[group];
+        return map.position(row[i], token[i], per_token) <= last[group];
     };
 
     Index* starts = index_scratch(blocks + 1);
@@ -135,10 +126,7 @@ void CpuBackend::keep(const PositionMap& map, const Cut& cut, Candidates& candid
     for (Index b = 0; b < blocks; ++b) starts[b + 1] += starts[b];
 
     // As large as the source, which it replaces: the next tiles append without growing it.
-    kept_.row.reserve_discarding(memory_, candidates.row.size(), Purpose::candidates);
-    kept_.token.reserve_discarding(memory_, candidates.token.size(), Purpose::candidates);
-    kept_.pre.reserve_discarding(memory_, candidates.pre.size(), Purpose::candidates);
-    kept_.key.reserve_discarding(memory_, candidates.key.size(), Purpose::candidates);
+    reset(kept_, candidates.capacity(), /*ranked=*/true);
     std::int32_t* to_row = raw(kept_.row.span());
     std::int32_t* to_token = raw(kept_.token.span());
     float* to_pre = raw(kept_.pre.span());
@@ -155,7 +143,7 @@ void CpuBackend::keep(const PositionMap& map, const Cut& cut, Candidates& candid
             ++at;
         }
     }
-    kept_.size = starts[blocks];
+    *raw(kept_.size.span()) = starts[blocks];
     std::swap(candidates, kept_);
 }
 
