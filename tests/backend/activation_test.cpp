@@ -6,7 +6,7 @@ namespace clt::test {
 namespace {
 
 class Activations : public BackendTest {};
-CLT_ON_EVERY_BACKEND(Activations);
+CLT_ON_THE_TEST_BACKEND(Activations);
 
 const CollectRule relu{Activation::relu, false, false, 0};
 
@@ -19,6 +19,7 @@ ActiveSet kept_set(Backend& backend, const CollectRule& rule, const std::vector<
                    Index rows, Index tokens, Span<const float> log_theta) {
     Array<float> p(backend, pre);
     Candidates candidates;
+    backend.reset(candidates, rows * tokens, /*ranked=*/false);
     backend.collect(rule, p.matrix(rows, tokens), 0, {}, tokens, {}, log_theta, candidates);
     ActiveSet set;
     backend.index(rule, log_theta, rows, tokens, candidates, set);

@@ -1,4 +1,5 @@
-// Every kernel test runs on every backend of this build, against loops in double in the test file.
+// Every kernel test runs on the backend of the environment, against loops in double in the test
+// file.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "clt/backend/backend.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt::test {
 
@@ -18,12 +20,12 @@ inline constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
 class BackendTest : public testing::TestWithParam<std::string> {
   protected:
-    std::unique_ptr<Backend> owner_ = make_backend(GetParam(), Communicator::world());
+    std::unique_ptr<Backend> owner_ = make_backend(GetParam(), Communicator::world(), "float32");
     Backend& backend_ = *owner_;
 };
 
-#define CLT_ON_EVERY_BACKEND(suite)                             \
-    INSTANTIATE_TEST_SUITE_P(On, suite, testing::Values("cpu"), \
+#define CLT_ON_THE_TEST_BACKEND(suite)                                        \
+    INSTANTIATE_TEST_SUITE_P(On, suite, testing::Values(test_backend_name()), \
                              [](const auto& i) { return i.param; })
 
 /// An array in backend memory, made from and read back as a host vector.

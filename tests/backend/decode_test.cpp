@@ -5,7 +5,7 @@ namespace clt::test {
 namespace {
 
 class Decode : public BackendTest {};
-CLT_ON_EVERY_BACKEND(Decode);
+CLT_ON_THE_TEST_BACKEND(Decode);
 
 struct Case {
     Index layers, features, d, tokens;

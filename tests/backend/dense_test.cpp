@@ -6,7 +6,7 @@ namespace clt::test {
 namespace {
 
 class Dense : public BackendTest {};
-CLT_ON_EVERY_BACKEND(Dense);
+CLT_ON_THE_TEST_BACKEND(Dense);
 
 float at(const std::vector<float>& m, Index cols, Index i, Index j) {
     return m[static_cast<std::size_t>(i * cols + j)];
@@ -189,6 +189,35 @@ TEST_P(Dense, BytesMoveAndAgeResets) {
     backend_.zero(silence.span());
     EXPECT_EQ(silence.host(), (std::vector<Index>{0, 0, 0}));
     backend_.zero(Span<Index>());
+}
+
+TEST_P(Dense, RoundKeepsSevenBitsToNearestEven) {
+    // 1 + 1/256 lies in the middle of two bfloat16 and goes to the even one, as does 1 + 3/256.
+    const std::vector<float> exact{1,      1.00390625F, 1.01171875F, -1.01171875F,
+                                   1e-40F, 3e38F,       infinity,    -0.0F};
+    Array<float> from(backend_, exact);
+    Buffer<Bfloat16> to(backend_.memory(), 8, Purpose::workspace);
+    backend_.round(from.matrix(2, 4), {to.span(), 2, 4});
+    const auto bits = read(backend_, to, 8);
+    for (std::size_t i = 0; i < exact.size(); ++i)
+        EXPECT_EQ(bits[i].bits, float_to_bfloat16(exact[i])) << exact[i];
+    EXPECT_EQ(bfloat16_to_float(bits[1].bits), 1);
+    EXPECT_EQ(bfloat16_to_float(bits[2].bits), 1.015625F);
+}
+
+TEST_P(Dense, SumPartsAddsEqualRanges) {
+    for (const Index each : {0, 1, 33, 1000}) {
+        std::vector<Index> counts;
+        std::vector<Index> expected(3, 0);
+        for (Index i = 0; i < 3 * each; ++i) {
+            counts.push_back(i * i - 40);
+            expected[static_cast<std::size_t>(i / each)] += counts.back();
+        }
+        Array<Index> from(backend_, counts);
+        Array<Index> totals(backend_, 3, Index{-1});
+        backend_.sum_parts(from.span(), totals.span());
+        EXPECT_EQ(totals.host(), expected);
+    }
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ namespace clt::test {
 namespace {
 
 class LanguageModel : public BackendTest {};
-CLT_ON_EVERY_BACKEND(LanguageModel);
+CLT_ON_THE_TEST_BACKEND(LanguageModel);
 
 std::size_t at(Index i) {
     return static_cast<std::size_t>(i);

@@ -100,7 +100,7 @@ struct Expected {
 };
 
 class RowKernels : public BackendTest {};
-CLT_ON_EVERY_BACKEND(RowKernels);
+CLT_ON_THE_TEST_BACKEND(RowKernels);
 
 const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 1.0F, 0.5F};
 

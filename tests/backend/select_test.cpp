@@ -64,7 +64,7 @@ class Select : public BackendTest {
 
     std::vector<float> bounds_;
 };
-CLT_ON_EVERY_BACKEND(Select);
+CLT_ON_THE_TEST_BACKEND(Select);
 
 CollectRule rule_of(Activation activation, bool zscore = false, bool keep_negative = false,
                     float half_window = 0) {
@@ -269,7 +269,7 @@ class Active : public BackendTest {
         EXPECT_EQ(start.back(), set.entries);
     }
 };
-CLT_ON_EVERY_BACKEND(Active);
+CLT_ON_THE_TEST_BACKEND(Active);
 
 std::vector<float> values_of(const std::vector<Entry>& entries) {
     std::vector<float> values;

@@ -6,6 +6,7 @@
 #include "analyse/synthetic.hpp"
 #include "clt/analyse/bench.hpp"
 #include "clt/model/shape.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt {
 namespace {
@@ -29,7 +30,7 @@ TEST(Synthetic, TokensAreTheSameOnEveryGrid) {
 
 TEST(Bench, PrintsOneObjectWithTheStepAndItsFloor) {
     const Communicator world = Communicator::world();
-    const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
+    const std::unique_ptr<Backend> backend = test::make_test_backend(world);
     BenchOptions options;
     options.layers = 3;
     options.d_model = 16;

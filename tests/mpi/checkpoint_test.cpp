@@ -12,6 +12,7 @@
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 #include "support/scratch.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt {
 namespace {
@@ -39,7 +40,7 @@ std::vector<std::pair<int, int>> grids_of(int ranks) {
 // A rank's model whose every number depends on its array and its global place alone.
 struct Model {
     Model(const ProcessGrid& grid, const Shape& s, const ModelConfig& config, std::uint64_t seed)
-        : backend(make_backend("cpu", Communicator::world())),
+        : backend(test::make_test_backend(grid.all())),
           params(*backend, s, grid.feature_shard(s.features), config, seed),
           silence(backend->memory(), params.local_rows(), Purpose::parameters) {
         backend->zero(silence.span());

@@ -14,6 +14,7 @@
 #include "lm/tokenizer.hpp"
 #include "lm/transformer.hpp"
 #include "support/scratch.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt {
 namespace {
@@ -65,7 +66,7 @@ class Generate : public testing::Test {
     Communicator world_ = Communicator::world();
     Communicator alone_ = world_.split(world_.rank(), 0);
     Scratch scratch_{world_};
-    std::unique_ptr<Backend> backend_ = make_backend("cpu", Communicator::world());
+    std::unique_ptr<Backend> backend_ = test::make_test_backend(world_);
 };
 
 // The rows as the job should have them, computed sequence by sequence.

@@ -14,6 +14,7 @@
 #include "clt/io/hdf5.hpp"
 #include "clt/train/checkpoint.hpp"
 #include "support/scratch.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt {
 namespace {
@@ -165,7 +166,7 @@ TEST(Inspect, CheckpointsAndRunFolders) {
     ModelConfig config;
     config.features = 6;
     config.k = 4;
-    const auto backend = make_backend("cpu", Communicator::world());
+    const auto backend = test::make_test_backend(world);
     const ProcessGrid grid(world, 1, world.size());
     Params params(*backend, {2, 3, 6}, grid.feature_shard(6), config, 1);
     Buffer<Index> silence(backend->memory(), params.local_rows(), Purpose::parameters);

@@ -12,6 +12,7 @@
 #include "clt/io/file.hpp"
 #include "clt/train/trainer.hpp"
 #include "support/scratch.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt {
 namespace {
@@ -82,7 +83,7 @@ class TrainEvaluateTest : public testing::Test {
     }
 
     int run(const TrainJob& job, const Communicator& ranks, bool resume = false) {
-        const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
+        const std::unique_ptr<Backend> backend = test::make_test_backend(ranks);
         TrainOptions options;
         options.resolved_job = "the job";
         options.resume = resume;
@@ -93,7 +94,7 @@ class TrainEvaluateTest : public testing::Test {
     }
 
     Evaluation judge(const EvaluateJob& job, const Communicator& ranks) {
-        const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
+        const std::unique_ptr<Backend> backend = test::make_test_backend(ranks);
         return evaluate(job, *backend, ranks);
     }
 

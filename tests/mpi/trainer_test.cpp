@@ -13,6 +13,7 @@
 #include "clt/model/step.hpp"
 #include "support/replay_source.hpp"
 #include "support/scratch.hpp"
+#include "support/test_backend.hpp"
 #include "train/run.hpp"
 
 namespace clt {
@@ -123,7 +124,7 @@ class TrainerTest : public testing::Test {
   private:
     int run_on(const Communicator& part, const std::string& folder, const TrainJob& job,
                Grid shape_, const Variation& variation) {
-        const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
+        const std::unique_ptr<Backend> backend = test::make_test_backend(part);
         const ProcessGrid grid(part, shape_.data, shape_.feature);
         TrainOptions options;
         options.resolved_job = variation.settings;
@@ -180,7 +181,7 @@ TEST_F(TrainerTest, EveryGridStartsFromTheSameBits) {
             world_.split(world_.rank() < g.data * g.feature ? 0 : 1, world_.rank());
         std::uint64_t sum = 0;
         if (world_.rank() < g.data * g.feature) {
-            const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
+            const std::unique_ptr<Backend> backend = test::make_test_backend(part);
             const ProcessGrid grid(part, g.data, g.feature);
             ModelConfig model;
             model.features = shape.features;
@@ -418,7 +419,7 @@ TEST_F(TrainerTest, ADivergedRunStops) {
 
 // reference-cases C22: window 1 and strict.
 TEST_F(TrainerTest, DeadMeansSilentForMoreThanTheWindow) {
-    const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
+    const std::unique_ptr<Backend> backend = test::make_test_backend(world_);
     const ProcessGrid grid(world_, 1, world_.size());
     ModelConfig model;
     model.features = shape.features;

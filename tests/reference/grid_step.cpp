@@ -4,6 +4,7 @@
 
 #include "clt/memory/raw.hpp"
 #include "clt/train/optimizer.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt::reference {
 namespace {
@@ -35,9 +36,7 @@ std::vector<std::pair<int, int>> grids_of(int ranks) {
 
 GridStep::GridStep(const Communicator& world, int data, int feature, const RunSetup& setup,
                    std::uint64_t seed)
-    : setup_(setup),
-      grid_(world, data, feature),
-      backend_(make_backend("cpu", Communicator::world())) {
+    : setup_(setup), grid_(world, data, feature), backend_(test::make_test_backend(world)) {
     params_ = std::make_unique<Params>(
         *backend_, setup.shape, grid_.feature_shard(setup.shape.features), setup.model, seed);
     const Vector scale = setup.scale();

@@ -177,6 +177,7 @@ void CpuBackend::negative_sum(Matrix<const float> pre, Span<double> total) {
 void CpuBackend::collect(const CollectRule& rule, Matrix<const float> pre, Index first_row,
                          Span<const double> sums, Index sum_tokens, Span<const float> bound,
                          Span<const float> log_threshold, Candidates& out) {
+    CLT_CHECK(out.size.size() == 1, "candidates that were never reset");
     const auto run = [&](auto make_scan) {
         collect_rows(pre, first_row, index_scratch(pre.rows + 1), out, make_scan);
     };
