@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "clt/backend/backend.hpp"
+#include "clt/backend/cuda_tile.hpp"
 #include "clt/base/error.hpp"
 #include "clt/memory/available.hpp"
 #include "clt/train/cost_query.hpp"
@@ -38,6 +39,35 @@ GridConfig grid_of(const GridConfig& config, Index ranks) {
     return grid;
 }
 
+std::string memory_table(const StepCost& cost, bool on_device, Index available) {
+    std::string text = fmt::format("\n{:<56}{:>12}\n",
+                                   on_device ? "memory of a rank's GPU" : "memory of a rank", "MB");
+    for (const MemoryUse& use : cost.memory)
+        if (use.on_device == on_device)
+            text += fmt::format("  {:<54}{:>12.1f}\n", use.purpose, mega(use.bytes));
+    text += fmt::format("  {:<54}{:>12.1f}\n", "sum", mega(cost.memory_bytes(on_device)));
+    return text + fmt::format("  {:<54}{:>12.1f}\n",
+                              on_device ? "the GPU has" : "the host has for each of its ranks",
+                              mega(available));
+}
+
+std::string kernel_table(const Plan& plan, double step_floor_s) {
+    std::string text = fmt::format(
+        "\nexpected time of each kernel (estimates, src/model/cuda_cost.cpp)\n"
+        "  {:<16}{:<26}{:>9}{:>10}{:>10}{:>10}{:>9}\n",
+        "stage", "kernel", "launches", "GFLOP", "MB", "MB of L2", "ms");
+    double sum = 0;
+    for (const KernelCost& kernel : plan.cost.kernels) {
+        const double seconds = expected_s(kernel, plan.machine);
+        sum += seconds;
+        text += fmt::format("  {:<16}{:<26}{:>9}{:>10.1f}{:>10.1f}{:>10.1f}{:>9.3f}\n",
+                            kernel.stage, kernel.kernel, kernel.launches, kernel.flop / 1e9,
+                            mega(kernel.bytes), mega(kernel.cache_bytes), seconds * 1e3);
+    }
+    return text + fmt::format("  {:<81}{:>9.3f}\n  {:<81}{:>9.2f}\n", "sum", sum * 1e3,
+                              "expected over floor", sum / step_floor_s);
+}
+
 std::string communication_table(const StepCost& cost) {
     std::string text = fmt::format("\n{:<56}{:>12}\n", "sent by a rank in a step", "MB");
     for (const Traffic& traffic : cost.communication)
@@ -65,15 +95,29 @@ Plan make_plan(const TrainJob& job, const PlanOptions& options, const Communicat
     plan.query = cost_query(job, data, grid.data, grid.feature);
     plan.data_tokens = data.tokens;
     const Index replica = (job.data.batch_tokens + grid.data - 1) / grid.data;
-    // The CPU backend's tile also where the job is for another one, which may not be compiled in.
-    plan.query.tile = make_backend("cpu", world)->encode_tile(replica, data.d_model);
+    const bool cuda = job.job.backend == "cuda";
+    plan.query.cuda = cuda;
+    plan.query.rounded = cuda && (job.job.precision == "auto" || job.job.precision == "bfloat16");
+    // A plan needs no GPU, nor a program that has the CUDA backend.
+    plan.query.tile = cuda ? cuda_encode_tile(replica, h100_l2_bytes)
+                           : make_backend("cpu", world)->encode_tile(replica, data.d_model);
     plan.cost = step_cost(plan.query);
     const Index ranks = grid.data * grid.feature;
-    plan.machine = {options.gflops, options.gbytes_per_s,
-                    options.ranks_per_host > 0 ? std::min(options.ranks_per_host, ranks) : ranks};
+    plan.ranks_per_host =
+        options.ranks_per_host > 0 ? std::min(options.ranks_per_host, ranks) : ranks;
+    plan.machine = cuda ? h100 : Machine();  // one rank a GPU
+    if (!cuda) plan.machine.ranks = plan.ranks_per_host;
+    if (options.gflops > 0) plan.machine.gflops = options.gflops;
+    if (options.gbytes_per_s > 0) plan.machine.gbytes_per_s = options.gbytes_per_s;
     plan.host_bytes = options.host_bytes > 0 ? options.host_bytes : available_host_bytes();
+    plan.device_bytes = options.device_bytes > 0 ? options.device_bytes : h100_bytes;
     plan.steps = job.schedule.steps;
     return plan;
+}
+
+void check_memory(const Plan& plan) {
+    if (plan.query.cuda) check_memory(plan.cost, plan.device_bytes, 1, /*on_device=*/true);
+    check_memory(plan.cost, plan.host_bytes, plan.ranks_per_host);
 }
 
 std::string to_text(const Plan& plan) {
@@ -86,22 +130,19 @@ std::string to_text(const Plan& plan) {
         "{} parameters; {} rank{}: {} data x {} feature, {} a host\n",
         q.shape.layers, q.shape.d_model, q.shape.features, q.model.activation,
         q.model.k > 0 ? fmt::format(" k {}", q.model.k) : "", q.batch_tokens, cost.parameters,
-        ranks, ranks == 1 ? "" : "s", q.data_parts, q.feature_parts, machine.ranks_per_host);
+        ranks, ranks == 1 ? "" : "s", q.data_parts, q.feature_parts, plan.ranks_per_host);
 
-    text += fmt::format("\n{:<56}{:>12}\n", "memory of a rank", "MB");
-    for (const MemoryUse& use : cost.memory)
-        text += fmt::format("  {:<54}{:>12.1f}\n", use.purpose, mega(use.bytes));
-    text += fmt::format("  {:<54}{:>12.1f}\n", "sum", mega(cost.memory_bytes()));
-    text += fmt::format("  {:<54}{:>12.1f}\n", "the host has for each of its ranks",
-                        mega(plan.host_bytes / machine.ranks_per_host));
+    if (q.cuda) text += memory_table(cost, true, plan.device_bytes);
+    text += memory_table(cost, false, plan.host_bytes / plan.ranks_per_host);
     text += fmt::format("  {:<54}{:>12.1f}\n", "a checkpoint on disk",
                         mega(12 * cost.parameters));  // value and two moments
 
     if (ranks > 1) text += communication_table(plan.cost);
     text += fmt::format(
-        "\nfloor of a step at {:g} GFLOP/s and {:g} GB/s a host; the network is not in it\n"
+        "\nfloor of a step at {:g} GFLOP/s and {:g} GB/s a {}; the network is not in it\n"
         "  {:<30}{:>12}{:>12}{:>12}\n",
-        machine.gflops, machine.gbytes_per_s, "of a rank", "GFLOP", "MB", "ms");
+        machine.gflops, machine.gbytes_per_s, q.cuda ? "GPU" : "host", "of a rank", "GFLOP", "MB",
+        "ms");
     for (const StageFloor& stage : cost.stages)
         text += fmt::format("  {:<30}{:>12.3f}{:>12.1f}{:>12.2f}\n", stage.stage, stage.flop / 1e9,
                             mega(stage.bytes), floor_s(stage, machine) * 1e3);
@@ -110,6 +151,7 @@ std::string to_text(const Plan& plan) {
     text += fmt::format("  {:<54}{:>12.0f}\n", "tokens a second, at most",
                         static_cast<double>(q.batch_tokens) / step_s);
 
+    if (q.cuda) text += kernel_table(plan, step_s);
     const double tokens = static_cast<double>(q.batch_tokens) * static_cast<double>(plan.steps);
     text += fmt::format("\nthe run: {} steps, {:.4g} million tokens", plan.steps, mega(tokens));
     if (plan.data_tokens > 0)

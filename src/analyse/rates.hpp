@@ -6,9 +6,10 @@
 
 namespace clt {
 
-/// Times the backend's product and its streaming kernels, best of a few, while all
-/// ranks work at once: the slowest rank's rates, as a machine of one rank a host. Uses `tokens`
-/// tokens and up to 2,048 features of width d_model, and 128 MB for the bandwidth. Collective.
+/// Times the backend's encoder product, near enough to a cube to run at the full rate, and its
+/// streaming kernels, best of a few, while all ranks work at once: the slowest rank's rates, as a
+/// machine of one rank. The extents grow with `tokens` and d_model, up to 8,192, and 1 GB for the
+/// bandwidth. Collective.
 Machine measure_rates(Backend& backend, Index tokens, Index d_model, const Communicator& all);
 
 }  // namespace clt

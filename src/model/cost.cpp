@@ -8,83 +8,39 @@
 #include "clt/base/error.hpp"
 #include "clt/memory/available.hpp"
 #include "clt/memory/memory.hpp"
-#include "model/selection.hpp"
+#include "model/cost_sizes.hpp"
 
 namespace clt {
 namespace {
 
-constexpr Index float_bytes = 4;
-constexpr Index counter_bytes = 8;
-
 // Code, MPI, HDF5 and the BLAS with their buffers. 28 MB resident measured for `clt inspect` (Open
 // MPI 4.1, HDF5 1.10); the rest is room for buffers that grow with ranks and shapes.
 constexpr Index program_bytes = 100'000'000;
-
-Index parts_of(Index n, Index parts) {
-    return (n + parts - 1) / parts;
-}
-
-/// The sizes of the largest rank.
-struct Sizes {
-    explicit Sizes(const CostQuery& q)
-        : layers(q.shape.layers),
-          d(q.shape.d_model),
-          stride(layers * d),
-          batch(q.batch_tokens),
-          replica(parts_of(batch, q.data_parts)),
-          slice(parts_of(replica, q.feature_parts)),
-          features(parts_of(q.shape.features, q.feature_parts)),
-          rows(layers * features),
-          encoder(rows * d),
-          decoder(features * d * layers * (layers + 1) / 2),
-          jumprelu(q.model.activation == "jumprelu"),
-          per_token(q.model.activation == "topk"),
-          ranked(per_token || q.model.activation == "batchtopk") {
-        const double all_rows = static_cast<double>(layers * q.shape.features);
-        const double share = static_cast<double>(rows) / all_rows;
-        budget = ranked ? selection_budget(q.model, q.shape, batch) * (per_token ? replica : 1) : 0;
-        // batchtopk and topk: the mean over shards; the others: as many as the sparse path takes.
-        const double kept = per_token
-                                ? static_cast<double>(selection_budget(q.model, q.shape, batch)) *
-                                      static_cast<double>(batch)
-                            : ranked ? static_cast<double>(budget)
-                                     : dense_share * all_rows * static_cast<double>(batch);
-        entries = std::ceil(kept * share);
-        own_entries =
-            std::ceil(entries * static_cast<double>(replica) / static_cast<double>(batch));
-    }
-
-    Index layers, d, stride;      // L, d, L d
-    Index batch, replica, slice;  // tokens: B, B_r, those whose residual this rank forms
-    Index features, rows;         // F_p, L F_p
-    Index encoder, decoder;       // weights of this rank
-    bool jumprelu, per_token, ranked;
-    Index budget = 0;        // entries a selection keeps, over its groups
-    double entries = 0;      // active (row, token) of this rank's rows and all B tokens
-    double own_entries = 0;  // and of its replica's tokens
-
-    Index vectors() const { return rows * (jumprelu ? 2 : 1) + stride; }
-    /// Mean width of an active entry's decoder row, were all layers equally active.
-    double row_width() const { return static_cast<double>((layers + 1) * d) / 2; }
-};
+// CUDA's context, the code of cuBLAS and NCCL and their workspaces. Estimates: about 0.5 GB of a
+// GPU and 0.4 GB of its host is what such programs show.
+constexpr Index cuda_device_bytes = 600'000'000;
+constexpr Index cuda_host_bytes = 400'000'000;
 
 std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
     const auto entries = static_cast<Index>(s.entries);
     const auto own_entries = static_cast<Index>(s.own_entries);
     const Index weights = float_bytes * (s.encoder + s.decoder + s.vectors());
+    const Index rounded_weights = q.rounded ? rounded_bytes * s.encoder : 0;
 
-    const Index batches = float_bytes * s.stride * (2 * s.batch + s.replica + 2 * s.slice);
+    Index batches = float_bytes * s.stride * (2 * s.batch + s.replica + 2 * s.slice);
+    if (q.cuda) batches += float_bytes * s.stride * (s.batch + s.slice);  // the next batch
+    if (q.rounded) batches += rounded_bytes * s.stride * s.batch;
     const Index host_batches = float_bytes * (1 + q.prefetch) * s.slice * 2 * s.stride;
     // A rank holds its part of the window in use and of the next, and of a batch the rows it sends
     // and those it receives, in the stored type; and every rank the window's shuffled order.
-    const Index rows_held = 2 * parts_of(q.window_tokens, q.data_parts * q.feature_parts) +
+    const Index rows_held = 2 * part_of(q.window_tokens, q.data_parts * q.feature_parts) +
                             (q.window_tokens > 0 ? 2 * s.slice : 0);
     const Index window = rows_held * 2 * s.stride * q.element_bytes + 4 * q.window_tokens;
 
-    // Cut at twice the budget, plus one tile that may pass whole; buffers double when they grow,
-    // and cutting copies into a twin: 4 x 16 bytes an entry (relu, jumprelu: 2 x 12, never cut).
+    // Cut at twice the budget, plus one tile that may pass whole; cutting copies into a twin: 2 x
+    // 16 bytes an entry (relu, jumprelu: 12, never cut, with an eighth of room).
     const Index ranked_entries = candidate_limit(s.budget) + q.tile * s.replica;
-    const Index candidates = s.ranked ? 64 * ranked_entries : 24 * own_entries;
+    const Index candidates = s.ranked ? 32 * ranked_entries : 12 * (own_entries + own_entries / 8);
 
     // token, pre, value, gradient with an eighth of room; the starts of the rows.
     const auto set_bytes = [&](Index n) { return 16 * (n + n / 8) + 8 * (s.rows + 1); };
@@ -98,20 +54,30 @@ std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
     if (s.per_token) workspace += 20 * counter_bytes * s.replica;
     if (!s.ranked)  // pre, value and gradient of a tile over all tokens, gradients of its rows
         workspace += float_bytes * q.tile * (3 * s.batch + s.stride + s.d);
+    // The decoder's order by token: two of keys and places, one of features with values.
+    if (q.cuda) workspace += 24 * own_entries + counter_bytes * s.layers * s.replica;
 
     const std::string shards = "lower model.features or use more feature shards ([grid] feature)";
     const std::string tokens = "lower data.batch_tokens";
-    return {
-        {name_of(Purpose::parameters), weights, shards},
-        {name_of(Purpose::moments), 2 * weights, shards},
-        {name_of(Purpose::gradients), float_bytes * s.vectors(), shards},
-        {name_of(Purpose::batch), batches + host_batches, tokens},
-        {"data windows", window, "lower data.window_tokens"},
-        {name_of(Purpose::candidates), candidates, s.ranked ? tokens + " or model.k" : tokens},
-        {name_of(Purpose::active_set), active, s.ranked ? tokens + " or model.k" : tokens},
-        {name_of(Purpose::workspace), workspace, tokens},
-        {"program and libraries", program_bytes, "run fewer ranks on the host"},
+    const std::string selected = s.ranked ? tokens + " or model.k" : tokens;
+    std::vector<MemoryUse> uses{
+        {name_of(Purpose::parameters), weights + rounded_weights, shards, q.cuda},
+        {name_of(Purpose::moments), 2 * weights, shards, q.cuda},
+        {name_of(Purpose::gradients), float_bytes * s.vectors(), shards, q.cuda},
+        {name_of(Purpose::batch), batches + (q.cuda ? 0 : host_batches), tokens, q.cuda},
+        {name_of(Purpose::candidates), candidates, selected, q.cuda},
+        {name_of(Purpose::active_set), active, selected, q.cuda},
+        {name_of(Purpose::workspace), workspace, tokens, q.cuda},
     };
+    if (q.cuda) {
+        uses.push_back(
+            {"CUDA and its libraries", cuda_device_bytes, "use fewer ranks a GPU", true});
+        uses.push_back({"batches on the host", host_batches, tokens});
+    }
+    uses.push_back({"data windows", window, "lower data.window_tokens"});
+    uses.push_back({"program and libraries", program_bytes + (q.cuda ? cuda_host_bytes : 0),
+                    "run fewer ranks on the host"});
+    return uses;
 }
 
 /// Ring algorithms: of `bytes` in all, a rank passes on all parts but one.
@@ -171,21 +137,23 @@ std::vector<StageFloor> stages_of(const CostQuery& q, const Sizes& s) {
     const double own_bytes = real(float_bytes * s.replica * s.stride);
     const double slice_bytes = real(float_bytes * s.slice * s.stride);
     const double encoder_bytes = real(float_bytes * s.encoder);
+    const double product_share = q.rounded ? 0.5 : 1;  // of the bytes of the encoder's factors
     const double decoder_bytes = real(float_bytes * s.decoder);
     // A product of [B, d] with every encoder row, or [B, (L - l) d] with every decoder row.
     const double own_encoder_flop = 2 * real(s.replica) * real(s.encoder);
     const double own_decoder_flop = 2 * real(s.replica) * real(s.decoder);
     const double encoder_flop = 2 * real(s.batch) * real(s.encoder);
     const double decoder_flop = 2 * real(s.batch) * real(s.decoder);
-    const double optimiser = 6;   // reads and writes a weight and its two moments
-    const double adam_flop = 12;  // an element's
+    const double optimiser = 6;  // reads and writes a weight and its two moments
+    const double encoder_optimiser = q.rounded ? 6.5 : 6;
+    const double adam_flop = 12;                       // an element's
     const double walks = q.gradient_clip > 0 ? 1 : 0;  // more of them, without an update
     const double gathers = 2 * s.row_width();          // flop of an entry's multiply-add of a row
 
     Stages stages;
     stages.add("gather_inputs", 0, x_bytes + slice_bytes);
     if (s.ranked) {
-        stages.add("encode_select", own_encoder_flop, encoder_bytes + own_bytes);
+        stages.add("encode_select", own_encoder_flop, product_share * (encoder_bytes + own_bytes));
         stages.add(
             "decode", gathers * s.own_entries,
             std::min(real(float_bytes) * s.own_entries * s.row_width(), decoder_bytes) + own_bytes);
@@ -204,11 +172,11 @@ std::vector<StageFloor> stages_of(const CostQuery& q, const Sizes& s) {
                        (1 + walks) * std::min(gathered * s.row_width(), x_bytes));
         // The pre-activation loss encodes again and makes the gradient dense.
         const double dense_flop = q.loss.preactivation > 0 ? 2 * encoder_flop : 0;
-        stages.add(
-            "encoder_rows",
-            (1 + walks) * std::max(2 * real(s.d) * s.entries, dense_flop) +
-                adam_flop * real(s.encoder),
-            optimiser * encoder_bytes + (1 + walks) * std::min(gathered * real(s.d), x_bytes));
+        stages.add("encoder_rows",
+                   (1 + walks) * std::max(2 * real(s.d) * s.entries, dense_flop) +
+                       adam_flop * real(s.encoder),
+                   encoder_optimiser * encoder_bytes +
+                       (1 + walks) * std::min(gathered * real(s.d), x_bytes));
     } else {
         stages.add(
             "dense_rows",
@@ -225,7 +193,8 @@ std::string sized(Index bytes) {
 }
 
 /// Largest first.
-std::vector<MemoryUse> by_size(std::vector<MemoryUse> uses) {
+std::vector<MemoryUse> by_size(std::vector<MemoryUse> uses, bool on_device) {
+    std::erase_if(uses, [&](const MemoryUse& use) { return use.on_device != on_device; });
     std::stable_sort(uses.begin(), uses.end(),
                      [](const MemoryUse& a, const MemoryUse& b) { return a.bytes > b.bytes; });
     return uses;
@@ -240,9 +209,10 @@ std::string listed(const std::vector<MemoryUse>& uses) {
 
 }  // namespace
 
-Index StepCost::memory_bytes() const {
-    return std::accumulate(memory.begin(), memory.end(), Index{0},
-                           [](Index sum, const MemoryUse& use) { return sum + use.bytes; });
+Index StepCost::memory_bytes(bool on_device) const {
+    Index sum = 0;
+    for (const MemoryUse& use : memory) sum += use.on_device == on_device ? use.bytes : 0;
+    return sum;
 }
 
 Index StepCost::communication_bytes() const {
@@ -259,11 +229,12 @@ StepCost step_cost(const CostQuery& query) {
     cost.memory = memory_of(query, sizes);
     cost.communication = communication_of(query, sizes);
     cost.stages = stages_of(query, sizes);
+    if (query.cuda) cost.kernels = cuda_kernels(query, sizes);
     return cost;
 }
 
 double floor_s(const StageFloor& stage, const Machine& machine) {
-    const double share = 1e9 / static_cast<double>(machine.ranks_per_host);
+    const double share = 1e9 / static_cast<double>(machine.ranks);
     return std::max(stage.flop / (machine.gflops * share),
                     stage.bytes / (machine.gbytes_per_s * share));
 }
@@ -275,26 +246,32 @@ double floor_s(const StepCost& cost, const Machine& machine) {
 }
 
 std::string memory_summary(const StepCost& cost) {
-    std::vector<MemoryUse> uses = by_size(cost.memory);
-    std::erase_if(uses,
-                  [&](const MemoryUse& use) { return use.bytes < cost.memory_bytes() / 100; });
-    return fmt::format("{} a rank: {}", sized(cost.memory_bytes()), listed(uses));
+    const auto summary = [&](bool on_device) {
+        const Index sum = cost.memory_bytes(on_device);
+        std::vector<MemoryUse> uses = by_size(cost.memory, on_device);
+        std::erase_if(uses, [&](const MemoryUse& use) { return use.bytes < sum / 100; });
+        return fmt::format("{} a rank{}: {}", sized(sum), on_device ? " of its GPU" : "",
+                           listed(uses));
+    };
+    const bool has_device = cost.memory_bytes(true) > 0;
+    return (has_device ? summary(true) + "; " : "") + summary(false);
 }
 
-void check_memory(const StepCost& cost, Index available_bytes, Index ranks_per_host) {
-    const Index limit = available_bytes / ranks_per_host;
-    if (cost.memory_bytes() <= limit) return;
-    std::vector<MemoryUse> largest = by_size(cost.memory);
+void check_memory(const StepCost& cost, Index available_bytes, Index ranks, bool on_device) {
+    const Index limit = available_bytes / ranks;
+    const Index needed = cost.memory_bytes(on_device);
+    if (needed <= limit) return;
+    std::vector<MemoryUse> largest = by_size(cost.memory, on_device);
     largest.resize(std::min<std::size_t>(3, largest.size()));
     std::vector<std::string> remedies;
     for (const MemoryUse& use : largest)
         if (std::find(remedies.begin(), remedies.end(), use.smaller) == remedies.end())
             remedies.push_back(use.smaller);
     user_error(
-        "a rank needs {} of memory ({}), but the host has {} for each of its {} rank{}; "
+        "a rank needs {} of memory ({}), but the {} has {} for each of its {} rank{}; "
         "{}",
-        sized(cost.memory_bytes()), listed(largest), sized(limit), ranks_per_host,
-        ranks_per_host == 1 ? "" : "s", fmt::join(remedies, ", or "));
+        sized(needed), listed(largest), on_device ? "GPU" : "host", sized(limit), ranks,
+        ranks == 1 ? "" : "s", fmt::join(remedies, ", or "));
 }
 
 void check_memory(const StepCost& cost, const Communicator& world) {

@@ -115,12 +115,44 @@ TEST(Cost, DenseActivationsPayProducts) {
 }
 
 TEST(Cost, FloorIsTheSlowerOfProductsAndTraffic) {
-    const Machine machine{.gflops = 100, .gbytes_per_s = 10, .ranks_per_host = 2};
+    const Machine machine{.gflops = 100, .gbytes_per_s = 10, .ranks = 2};
     EXPECT_DOUBLE_EQ(floor_s(StageFloor{"x", 5e9, 1e8}, machine), 0.1);  // 50 GFLOP/s a rank
     EXPECT_DOUBLE_EQ(floor_s(StageFloor{"x", 5e9, 1e9}, machine), 0.2);  // 5 GB/s a rank
     StepCost cost;
     cost.stages = {{"x", 5e9, 1e8}, {"y", 5e9, 1e9}};
     EXPECT_DOUBLE_EQ(floor_s(cost, machine), 0.3);
+}
+
+TEST(Cost, CudaKeepsItsOwnMemoryAndRoundedFactors) {
+    CostQuery query = small();
+    const StepCost cpu = step_cost(query);
+    EXPECT_EQ(cpu.memory_bytes(true), 0);
+    EXPECT_TRUE(cpu.kernels.empty());
+    query.cuda = true;
+    query.rounded = true;
+    const StepCost cost = step_cost(query);
+    EXPECT_EQ(bytes_of(cost, "parameters"), 4 * 184 + 2 * 64);
+    // X, the next X, G, partial, error, target, the next target, and X in bfloat16: [16, 8] each.
+    EXPECT_EQ(bytes_of(cost, "batches"), 4 * 16 * 8 * 7 + 2 * 16 * 8);
+    EXPECT_EQ(bytes_of(cost, "batches on the host"), 4 * 16 * 8 * 2);
+    EXPECT_EQ(stage(cost, "encode_select").bytes, 2.0 * (2 * 8 * 4 + 16 * 8));
+    EXPECT_EQ(stage(cost, "encoder_rows").bytes, 26.0 * 64 + 4 * 32 * 4);
+
+    // The kernels make the products and move the bytes of the floor, or more.
+    double flop = 0;
+    for (const StageFloor& floor : cost.stages) {
+        double bytes = 0;
+        for (const KernelCost& kernel : cost.kernels)
+            if (kernel.stage == floor.stage) bytes += kernel.bytes, flop += kernel.flop;
+        if (floor.stage == "decode" || floor.stage == "decoder_rows" ||
+            floor.stage == "encoder_rows") {
+            EXPECT_GE(bytes, floor.bytes) << floor.stage;
+        }
+    }
+    EXPECT_EQ(flop, 2.0 * 16 * 2 * 8 * 4);
+    const KernelCost kernel{"s", "k", 2, 0.75e12, 0.9e9, 0};
+    EXPECT_DOUBLE_EQ(expected_s(kernel, {1000, 1, 1}), 1 + 6e-6);
+    EXPECT_DOUBLE_EQ(expected_s(kernel, {1000, 0.5, 1}), 2 + 6e-6);
 }
 
 TEST(Cost, RefusesWhatDoesNotFit) {
@@ -138,6 +170,16 @@ TEST(Cost, RefusesWhatDoesNotFit) {
                      "a rank needs 10 GB of memory (optimiser moments 6 GB, parameters 3 GB, "
                      "batches 1 GB), but the host has 8 GB for each of its 2 ranks; lower a, or "
                      "lower c");
+    }
+    cost.memory[0].on_device = true;
+    check_memory(cost, 3'000'000'000, 1, /*on_device=*/true);
+    try {
+        check_memory(cost, 2'000'000'000, 1, /*on_device=*/true);
+        FAIL() << "nothing thrown";
+    } catch (const UserError& e) {
+        EXPECT_STREQ(e.what(),
+                     "a rank needs 3 GB of memory (parameters 3 GB), but the GPU has 2 GB for each "
+                     "of its 1 rank; lower a");
     }
 }
 

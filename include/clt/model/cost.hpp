@@ -14,6 +14,8 @@
 namespace clt {
 
 struct CostQuery {
+    bool cuda = false;     // the CUDA backend's step: its memory is the GPU's
+    bool rounded = false;  // the encoder's product reads bfloat16 copies
     Shape shape;
     ModelConfig model;
     LossConfig loss;
@@ -29,18 +31,23 @@ struct CostQuery {
     Index prefetch = 0;
 };
 
-/// Rates of a host, shared by its ranks. Defaults: the development machine's 2 cores, measured:
-/// oneDNN float32 product 220 GFLOP/s, memory triad 35 GB/s.
+/// Rates of a host, or of one of its GPUs, shared by the ranks on it. Defaults: the development
+/// machine's 2 cores, measured: oneDNN float32 product 220 GFLOP/s, memory triad 35 GB/s.
 struct Machine {
     double gflops = 220;
     double gbytes_per_s = 35;
-    Index ranks_per_host = 1;
+    Index ranks = 1;  // that share the rates
 };
+/// An H100 SXM, as measured with large arrays: bfloat16 product 798 TFLOP/s, copy 3.0 TB/s counting
+/// bytes read and written. One rank.
+inline constexpr Machine h100{798e3, 3000, 1};
+inline constexpr Index h100_bytes = 80'000'000'000;
 
 struct MemoryUse {
     std::string purpose;
     Index bytes;
-    std::string smaller;  // what makes it smaller
+    std::string smaller;     // what makes it smaller
+    bool on_device = false;  // in a GPU's own memory
 };
 struct Traffic {
     std::string what;
@@ -53,6 +60,16 @@ struct StageFloor {
     double bytes;       // read from or written to memory by a rank; what fits a cache counts once
 };
 
+/// One kernel of the CUDA backend in a step.
+struct KernelCost {
+    std::string stage;
+    std::string kernel;
+    Index launches;
+    double flop;         // of matrix products
+    double bytes;        // read from or written to device memory
+    double cache_bytes;  // gathered from or exchanged through the L2
+};
+
 /// Of the rank with the most features and tokens. relu and jumprelu: the time of the dense path,
 /// on which a young model runs, and the memory of whichever path needs more.
 struct StepCost {
@@ -60,8 +77,9 @@ struct StepCost {
     std::vector<MemoryUse> memory;
     std::vector<Traffic> communication;
     std::vector<StageFloor> stages;
+    std::vector<KernelCost> kernels;  // cuda
 
-    Index memory_bytes() const;
+    Index memory_bytes(bool on_device = false) const;
     Index communication_bytes() const;
 };
 StepCost step_cost(const CostQuery& query);
@@ -69,14 +87,18 @@ StepCost step_cost(const CostQuery& query);
 /// The least seconds of a stage, or of a step: the stages one after the other.
 double floor_s(const StageFloor& stage, const Machine& machine);
 double floor_s(const StepCost& cost, const Machine& machine);
+/// What a kernel should take: the slowest of its product, its memory and its L2 traffic at the
+/// shares of the peaks that such kernels reach, and its launches. An estimate, see cuda_cost.cpp.
+double expected_s(const KernelCost& kernel, const Machine& machine);
 
 /// "940 MB a rank: optimiser moments 453 MB, parameters 227 MB, ...", largest first, without
-/// those under a hundredth.
+/// those under a hundredth; of the GPU, then of the host, where there are both.
 std::string memory_summary(const StepCost& cost);
 
 /// Throws UserError, naming the largest purposes and what makes them smaller, when a rank's memory
-/// is over what a host with available_bytes has for each of its ranks. Not collective.
-void check_memory(const StepCost& cost, Index available_bytes, Index ranks_per_host);
+/// is over what a host with available_bytes has for each of its ranks, or (on_device) a GPU. Not
+/// collective.
+void check_memory(const StepCost& cost, Index available_bytes, Index ranks, bool on_device = false);
 /// The same for the host this runs on. Collective over world: every rank throws or none.
 void check_memory(const StepCost& cost, const Communicator& world);
 

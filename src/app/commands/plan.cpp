@@ -19,8 +19,10 @@ int run(const Arguments& arguments, const Communicator& world) {
     take("ranks-per-host", options.ranks_per_host);
     take("layers", options.layers);
     take("d-model", options.d_model);
-    options.gflops = arguments.positive_number("gflops").value_or(options.gflops);
-    options.gbytes_per_s = arguments.positive_number("gbps").value_or(options.gbytes_per_s);
+    options.gflops = arguments.positive_number("gflops").value_or(0);
+    options.gbytes_per_s = arguments.positive_number("gbps").value_or(0);
+    if (const auto gigabytes = arguments.positive_number("gpu-gb"))
+        options.device_bytes = static_cast<Index>(*gigabytes * 1e9);
     if (const auto gigabytes = arguments.positive_number("host-gb"))
         options.host_bytes = static_cast<Index>(*gigabytes * 1e9);
     if (options.ranks == 0 && world.size() > 1) options.ranks = world.size();
@@ -30,14 +32,13 @@ int run(const Arguments& arguments, const Communicator& world) {
         fmt::print("{}", to_text(plan));
         std::fflush(stdout);  // before the refusal, which goes to stderr
     }
-    check_memory(plan.cost, plan.host_bytes, plan.machine.ranks_per_host);
+    check_memory(plan);
     return 0;
 }
 
 }  // namespace
 
 Command plan_command() {
-    const PlanOptions defaults;
     return {"plan",
             "Says what a train job will cost: memory, communication and the floor of a step; "
             "refuses what cannot fit",
@@ -48,12 +49,15 @@ Command plan_command() {
              {"layers", "N", "Layers, when there is no data set yet"},
              {"d-model", "N", "Width, when there is no data set yet"},
              {"host-gb", "GB", "Memory of a host (default: what this one has available)"},
+             {"gpu-gb", "GB",
+              fmt::format("cuda: memory of a GPU (default {:g}: an H100)", h100_bytes / 1e9)},
              {"gflops", "X",
-              fmt::format("Matrix rate of a host in GFLOP/s (default {:g}: 2 cores with AVX-512)",
-                          defaults.gflops)},
+              fmt::format("Matrix rate of a host, with cuda of a GPU, in GFLOP/s (default {:g}: 2 "
+                          "cores with AVX-512; {:g}: an H100)",
+                          Machine().gflops, h100.gflops)},
              {"gbps", "X",
-              fmt::format("Memory bandwidth of a host in GB/s (default {:g}: the same)",
-                          defaults.gbytes_per_s)}},
+              fmt::format("Its memory bandwidth in GB/s (default {:g}; {:g})",
+                          Machine().gbytes_per_s, h100.gbytes_per_s)}},
             "train",
             run};
 }
