@@ -18,6 +18,8 @@ namespace emu {
 
 /// A bug of the code that is emulated, in one sentence: kernel, block, thread and what it did.
 /// After it is thrown out of a launch, the next launch works; memory keeps what was written.
+/// Host code that touches device memory throws it too, where the compiler let it: it takes a read
+/// or a memcpy for something that cannot throw, and may terminate with this message instead.
 class Error : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
@@ -28,7 +30,7 @@ class Error : public std::runtime_error {
 void* device_malloc(std::size_t bytes);
 /// Null is allowed. Throws Error for an address that is no live allocation.
 void device_free(void* pointer);
-/// Live allocations may add up to this; the arena (4 GiB) is the most, and the default.
+/// Live allocations may add up to this; the arena (1 GiB) is the most, and the default.
 void set_memory_limit(std::size_t bytes);
 std::size_t memory_limit();
 /// The sum of the live allocations.
