@@ -260,6 +260,10 @@ TEST_P(Emulator, CatchesRaces) {
             {Bug::block_write_after_read_race,
              {"block_write_after_read_race", "race: ", "allocation", "and the "}},
             {Bug::plain_read_of_atomic, {"plain_read_of_atomic", "race: ", "sum"}},
+            {Bug::plain_read_of_own_atomic, {"plain_read_of_own_atomic", "race: ", "sum"}},
+            {Bug::write_after_far_read, {"write_after_far_read", "race: ", "tile", "and the "}},
+            {Bug::write_after_read_of_other_block,
+             {"write_after_read_of_other_block", "race: ", "and the "}},
             {Bug::half_word_race, {"half_word_race", "race: write of 2 bytes at byte 0 of"}},
         },
         true);

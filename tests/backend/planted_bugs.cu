@@ -175,8 +175,28 @@ __global__ void plain_read_of_atomic(float* p) {
     CLT_SHARED(float, sum, 2);
     if (threadIdx.x == 0) sum[0] = 0;
     __syncthreads();
-    atomicAdd(&sum[0], 1.0F);
+    if (threadIdx.x == 0) atomicAdd(&sum[0], 1.0F);
     p[threadIdx.x] = sum[0];
+}
+__global__ void plain_read_of_own_atomic(float* p) {
+    CLT_SHARED(float, sum, 2);
+    if (threadIdx.x == 0) sum[0] = 0;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) atomicAdd(&sum[0], 1.0F);
+    if (threadIdx.x == 32) p[0] = sum[0];
+}
+__global__ void write_after_far_read(float* p) {
+    CLT_SHARED(float, tile, 1);
+    if (threadIdx.x == 0) tile[0] = p[0];
+    __syncthreads();
+    const float x = tile[0];
+    __syncwarp();
+    if (threadIdx.x == 0) tile[0] = x + 1;
+}
+__global__ void write_after_read_of_other_block(float* p) {
+    const float x = p[0];
+    __syncthreads();
+    if (threadIdx.x == 0 && blockIdx.x == 1) p[0] = x + 1;
 }
 __global__ void half_word_race(unsigned short* p) {
     p[threadIdx.x % 63] = 1;
@@ -366,6 +386,12 @@ void run_bug(Bug bug, float* p, float* q) {
             return CLT_LAUNCH(block_write_after_read_race, 3, 64, nullptr, p);
         case Bug::plain_read_of_atomic:
             return CLT_LAUNCH(plain_read_of_atomic, 1, 64, nullptr, p);
+        case Bug::plain_read_of_own_atomic:
+            return CLT_LAUNCH(plain_read_of_own_atomic, 1, 64, nullptr, p);
+        case Bug::write_after_far_read:
+            return CLT_LAUNCH(write_after_far_read, 1, 64, nullptr, p);
+        case Bug::write_after_read_of_other_block:
+            return CLT_LAUNCH(write_after_read_of_other_block, 2, 64, nullptr, p);
         case Bug::half_word_race:
             return CLT_LAUNCH(half_word_race, 1, 64, nullptr, halves);
         case Bug::read_behind_end:
