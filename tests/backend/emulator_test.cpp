@@ -199,16 +199,18 @@ TEST(EmulatorOrder, ShowsASumThatDependsOnIt) {
     std::vector<float> values(256);
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = 1.0F / static_cast<float>(i + 1);
     OnDevice<float> in(values);
-    const auto sum = [&](std::uint64_t seed) {
-        emu::set_order(seed);
-        OnDevice<float> out(std::vector<float>{0});
-        add_in_float(in.data(), out.data(), 256);
-        emu::set_order(0);
-        return out.host()[0];
-    };
-    EXPECT_EQ(sum(0), std::accumulate(values.begin(), values.end(), 0.0F));
-    EXPECT_NE(sum(0), sum(1));
-    EXPECT_EQ(sum(1), sum(1));
+    for (const int threads : {1, 256}) {  // the order of blocks, and of threads
+        const auto sum = [&](std::uint64_t seed) {
+            emu::set_order(seed);
+            OnDevice<float> out(std::vector<float>{0});
+            add_in_float(in.data(), out.data(), 256, threads);
+            emu::set_order(0);
+            return out.host()[0];
+        };
+        EXPECT_EQ(sum(0), std::accumulate(values.begin(), values.end(), 0.0F));
+        EXPECT_NE(sum(0), sum(1));
+        EXPECT_EQ(sum(1), sum(1));
+    }
 }
 
 struct Planted {

@@ -360,8 +360,8 @@ void three_dimensions(int* out) {
 void sync_in_part_of_a_warp(int* out) {
     CLT_LAUNCH(halves_of_a_warp, 1, 32, nullptr, out);
 }
-void add_in_float(const float* in, float* out, int n) {
-    CLT_LAUNCH(add_floats, (n + 63) / 64, 64, nullptr, in, out, n);
+void add_in_float(const float* in, float* out, int n, int threads) {
+    CLT_LAUNCH(add_floats, (n + threads - 1) / threads, threads, nullptr, in, out, n);
 }
 
 void run_bug(Bug bug, float* p, float* q) {

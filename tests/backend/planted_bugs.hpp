@@ -28,8 +28,8 @@ void atomics(const int* in, int* out, int n);
 void three_dimensions(int* out);
 /// out (32): 2 in the lower half of a warp, 4 in the upper, which sync on their own.
 void sync_in_part_of_a_warp(int* out);
-/// out (1) += the sum of in (n), in the order of the threads: not the same bits in every order.
-void add_in_float(const float* in, float* out, int n);
+/// out (1) += the sum of in (n), in the order of the blocks and their threads.
+void add_in_float(const float* in, float* out, int n, int threads);
 
 // Wrong.
 enum class Bug {

@@ -42,10 +42,10 @@ constexpr std::uint32_t clock_of(Record r) {
     return static_cast<std::uint32_t>(r) & ((1U << clock_bits) - 1);
 }
 
-/// The accesses to a word that no later one makes redundant. Two readers, and two that used
-/// atomics, are enough: of three unordered ones the two farthest apart are kept (other block, other
-/// warp, other lane), and a third thread's write races with one of them. Only partial warp masks
-/// that order a write after both, but not after the third, hide a race.
+/// The accesses to a word that no later one makes redundant. Of its readers, and of those that used
+/// atomics, the first and one of another warp are enough: a third thread's write races with one of
+/// them when it races with any. If all are of one warp, the last is kept; only partial warp masks
+/// that order a write behind both, and not behind one between, then hide a race.
 struct Cell {
     Record write;  // split_tag | index: the bytes of this word have cells of their own
     std::array<Record, 2> reads;

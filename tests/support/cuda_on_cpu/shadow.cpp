@@ -73,20 +73,12 @@ void require_ordered(const Attempt& attempt, Record other, Access others_access,
     if (!ordered(other, now)) fail_race(attempt, other, others_access);
 }
 
-/// 2: different blocks, 1: different warps of one block, 0: one warp.
-int distance(Record a, Record b) {
-    if ((a < launch_now.block_floor) != (b < launch_now.block_floor)) return 2;
-    if (a < launch_now.block_floor) return 0;
-    return thread_of(a) / 32 != thread_of(b) / 32 ? 1 : 0;
-}
-
 /// Keeps what `now` is not ordered behind, and its own record; see Cell.
 void insert(std::array<Record, 2>& kept, const Fiber& now) {
     if (ordered(kept[0], now)) {
         kept[0] = now.record;
         if (ordered(kept[1], now)) kept[1] = 0;
-    } else if (ordered(kept[1], now) ||
-               distance(kept[0], kept[1]) <= distance(kept[0], now.record)) {
+    } else if (ordered(kept[1], now) || thread_of(kept[0]) / 32 == thread_of(kept[1]) / 32) {
         kept[1] = now.record;
     }
 }
