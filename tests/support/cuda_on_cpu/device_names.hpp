@@ -176,6 +176,12 @@ T atomic_compare_and_swap(T* address, T expected, T value);
 void run(const char* kernel, dim3 grid, dim3 block, void (*thread)(const void*),
          const void* parameters, std::size_t bytes);
 
+/// Here, and not in std::tuple, so that -Wconversion sees an Index that becomes an int.
+template <class To, class From>
+To convert(From value) {
+    return value;
+}
+
 /// A grid with a zero extent launches nothing. The launch is over when it returns.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
@@ -185,7 +191,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
         void (*kernel)(Parameters...);
         std::tuple<Parameters...> parameters;
     };
-    const Call call{kernel, {arguments...}};
+    const Call call{kernel, {convert<Parameters>(arguments)...}};
     run(
         name, grid, block,
         [](const void* p) {

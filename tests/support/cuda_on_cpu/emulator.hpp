@@ -1,8 +1,9 @@
 // Runs CUDA kernels on the CPU, one fiber a thread and one block after another, from the source
 // that nvcc compiles. GCC's -fsanitize=thread calls a hook at every memory access of that source;
 // our hooks (hooks.cpp) find accesses outside device memory, uninitialised reads, races, and the
-// scheduler finds barriers that threads do not share. It says nothing about speed and runs streams
-// in the order of the calls.
+// scheduler finds barriers that threads do not share. It says nothing about speed, and runs streams
+// in the order of the calls. Blocks of a launch count as unordered whatever they do: what one wrote
+// reaches another only by atomics, or by the next launch.
 //
 // This page is the host's side; device_names.hpp is what a kernel sees.
 #pragma once
