@@ -42,9 +42,9 @@ void* MemoryResource::allocate(std::size_t bytes, Purpose purpose) {
                     "{}{} {:.1f} MB", used.empty() ? "" : ", ", name_of(static_cast<Purpose>(p)),
                     static_cast<double>(in_use_[static_cast<std::size_t>(p)]) / 1e6);
         user_error(
-            "rank {}: out of memory: {:.1f} MB for {} (in use: {}); use more ranks, fewer features "
-            "or a smaller batch",
-            process_rank(), static_cast<double>(bytes) / 1e6, name_of(purpose),
+            "rank {}: out of memory on {}: {:.1f} MB for {} (in use: {}); use more ranks, fewer "
+            "features (model.features) or a smaller batch (data.batch_tokens)",
+            process_rank(), place(), static_cast<double>(bytes) / 1e6, name_of(purpose),
             used.empty() ? "nothing" : used);
     }
     in_use_[static_cast<std::size_t>(purpose)] += bytes;
@@ -72,6 +72,10 @@ void* HostMemory::do_allocate(std::size_t bytes) {
 
 void HostMemory::do_deallocate(void* pointer, std::size_t /*bytes*/) noexcept {
     std::free(pointer);
+}
+
+std::string HostMemory::place() const {
+    return "the host";
 }
 
 }  // namespace clt

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <string>
 #include <utility>
 
 #include "clt/base/error.hpp"
@@ -75,8 +76,8 @@ class MemoryResource {
   public:
     virtual ~MemoryResource() = default;
 
-    /// 64-byte aligned, uninitialised. Throws UserError that names the purpose, the size and what
-    /// is in use.
+    /// 64-byte aligned, uninitialised. Throws UserError that names the purpose, the size, where it
+    /// was looked for and what is in use.
     void* allocate(std::size_t bytes, Purpose purpose);
     void deallocate(void* pointer, std::size_t bytes, Purpose purpose) noexcept;
 
@@ -89,6 +90,7 @@ class MemoryResource {
   private:
     virtual void* do_allocate(std::size_t bytes) = 0;  // null when there is none
     virtual void do_deallocate(void* pointer, std::size_t bytes) noexcept = 0;
+    virtual std::string place() const = 0;  // for messages
 
     std::array<std::size_t, purpose_count> in_use_{};
     std::size_t total_ = 0;
@@ -99,6 +101,7 @@ class MemoryResource {
 class HostMemory final : public MemoryResource {
     void* do_allocate(std::size_t bytes) override;
     void do_deallocate(void* pointer, std::size_t bytes) noexcept override;
+    std::string place() const override;
 };
 
 /// Owns n uninitialised elements of a MemoryResource, which must outlive it.

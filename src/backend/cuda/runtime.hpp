@@ -5,6 +5,7 @@
 // unless they say host.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -17,12 +18,18 @@ using EventHandle = struct CUevent_st*;
 namespace clt::cuda {
 
 // ---- devices
-int device_count();  // 0 without a driver
+struct Devices {
+    int count = 0;      // those this process may use
+    std::string words;  // why there are none
+};
+Devices devices();
 void use_device(int device);
 struct DeviceLimits {
     std::string name;
+    std::array<char, 16> uuid{};  // tells devices of a host apart, whatever their numbers
     int multiprocessors = 0;
     Index l2_bytes = 0;
+    bool keeps_freed_blocks = true;  // false: every buffer is an allocation of its own
 };
 DeviceLimits device_limits();
 struct MemoryInfo {
@@ -46,8 +53,13 @@ void synchronize(StreamHandle stream);
 EventHandle create_event();  // with timing
 void destroy_event(EventHandle event) noexcept;
 void record(EventHandle event, StreamHandle stream);
-void wait(StreamHandle stream, EventHandle event);            // later work of the stream waits
+void synchronize(EventHandle event);                // never recorded: returns at once
+void wait(StreamHandle stream, EventHandle event);  // later work of the stream waits
 double seconds_between(EventHandle first, EventHandle last);  // waits for both
+
+// ---- kernels
+/// Throws when the launch before it was refused.
+void check_launch(const char* kernel);
 
 // ---- queued copies
 void copy_to_device(const void* host, void* device, std::size_t bytes, StreamHandle stream);
@@ -55,7 +67,7 @@ void copy_to_host(const void* device, void* host, std::size_t bytes, StreamHandl
 void copy_on_device(const void* from, void* to, std::size_t bytes, StreamHandle stream);
 void zero_device(void* device, std::size_t bytes, StreamHandle stream);
 
-// ---- products (cuBLAS, cuBLASLt); row-major, no extent is 0
+// ---- products (cuBLAS, cuBLASLt); row-major, no extent is 0 save Gemm's k
 struct BlasHandles;
 std::shared_ptr<BlasHandles> create_blas(StreamHandle stream);
 
@@ -76,8 +88,8 @@ struct Gemm {
 };
 void gemm(BlasHandles& blas, const Gemm& product);
 
-/// pre[T, B] = weight[T, d] x[B, d]^T + bias[T], the bias in the epilogue; weight and x are floats,
-/// or bfloat16 (as uint16) with precision bfloat16; pre is float32, its rows B apart.
+/// pre[T, B] = weight[T, d] x[B, d]^T + bias[T]; weight and x are floats, or bfloat16 (as uint16)
+/// with precision bfloat16; pre is float32, its rows B apart.
 struct EncoderProduct {
     Precision precision = Precision::float32;
     Index tile = 0, tokens = 0, width = 0;

@@ -13,7 +13,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 
 /// One array for all threads of a block; its content is undefined when the block begins.
