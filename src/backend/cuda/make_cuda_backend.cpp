@@ -13,7 +13,8 @@ cuda::Precision precision_named(const std::string& name) {
     if (name == "auto" || name == "bfloat16") return cuda::Precision::bfloat16;
     if (name == "float32") return cuda::Precision::float32;
     if (name == "tf32") return cuda::Precision::tf32;
-    user_error("precision = \"{}\": expected \"auto\", \"float32\", \"tf32\" or \"bfloat16\"", name);
+    user_error("precision = \"{}\": expected \"auto\", \"float32\", \"tf32\" or \"bfloat16\"",
+               name);
 }
 
 std::string host_name() {
@@ -45,8 +46,7 @@ std::unique_ptr<Backend> make_cuda_backend(const Communicator& world,
     const bool shares_device = !world.agree(alone);
 
     std::unique_ptr<Backend> backend;
-    world.together(
-        [&] { backend = std::make_unique<CudaBackend>(device, shares_device, chosen); });
+    world.together([&] { backend = std::make_unique<CudaBackend>(device, shares_device, chosen); });
     return backend;
 }
 

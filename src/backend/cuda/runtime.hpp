@@ -53,8 +53,8 @@ void synchronize(StreamHandle stream);
 EventHandle create_event();  // with timing
 void destroy_event(EventHandle event) noexcept;
 void record(EventHandle event, StreamHandle stream);
-void synchronize(EventHandle event);                // never recorded: returns at once
-void wait(StreamHandle stream, EventHandle event);  // later work of the stream waits
+void synchronize(EventHandle event);                          // never recorded: returns at once
+void wait(StreamHandle stream, EventHandle event);            // later work of the stream waits
 double seconds_between(EventHandle first, EventHandle last);  // waits for both
 
 // ---- kernels
