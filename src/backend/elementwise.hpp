@@ -13,8 +13,9 @@ namespace clt {
 /// A feature fires on a token when its activation is over this.
 inline constexpr float fired_above = 1e-6F;
 
+/// By double, so that backends whose exp rounds differently agree on the edge, which is inclusive.
 CLT_HOST_DEVICE inline float jumprelu_threshold(float log_threshold) {
-    return std::exp(log_threshold);
+    return static_cast<float>(std::exp(static_cast<double>(log_threshold)));
 }
 
 /// theta is inclusive; a NaN gives 0.
