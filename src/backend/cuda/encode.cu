@@ -1,0 +1,302 @@
+// The encoder's tiles are read off while they are still in L2: what a kernel here moves through HBM
+// is the candidates alone.
+#include "backend/cuda/device_code.hpp"
+
+#include "backend/cuda/encode.hpp"
+#include "backend/cuda/reduce.hpp"
+#include "backend/elementwise.hpp"
+#include "clt/base/float16.hpp"
+
+namespace clt::cuda {
+namespace {
+
+// ---- round --------------------------------------------------------------------------------------
+
+constexpr int round_threads = 256;
+constexpr int round_loads = 4;  // in flight a thread
+
+/// A block rounds a piece of a row of up to round_threads * round_loads elements.
+__global__ void round_elements(const float* from, Index from_stride, std::uint16_t* to,
+                               Index to_stride, Index cols, unsigned pieces) {
+    const Index row = blockIdx.x / pieces;
+    const Index first = static_cast<Index>(blockIdx.x % pieces) * round_threads * round_loads;
+    const float* source = from + row * from_stride;
+    std::uint16_t* target = to + row * to_stride;
+    for (int k = 0; k < round_loads; ++k) {
+        const Index j = first + k * round_threads + threadIdx.x;
+        if (j < cols) target[j] = float_to_bfloat16(source[j]);
+    }
+}
+
+/// The same with four elements in the place of one; cols4 = cols / 4.
+__global__ void round_fours(const float* from, Index from_stride, std::uint16_t* to,
+                            Index to_stride, Index cols4, unsigned pieces) {
+    const Index row = blockIdx.x / pieces;
+    const Index first = static_cast<Index>(blockIdx.x % pieces) * round_threads * round_loads;
+    const float* source = from + row * from_stride;
+    std::uint16_t* target = to + row * to_stride;
+    float4 values[round_loads];
+    for (int k = 0; k < round_loads; ++k) {
+        const Index j = first + k * round_threads + threadIdx.x;
+        if (j < cols4) values[k] = load4(source + 4 * j);
+    }
+    for (int k = 0; k < round_loads; ++k) {
+        const Index j = first + k * round_threads + threadIdx.x;
+        const float4 v = values[k];
+        if (j < cols4)
+            *reinterpret_cast<ushort4*>(target + 4 * j) =
+                make_ushort4(float_to_bfloat16(v.x), float_to_bfloat16(v.y), float_to_bfloat16(v.z),
+                             float_to_bfloat16(v.w));
+    }
+}
+
+// ---- sums of rows -------------------------------------------------------------------------------
+
+constexpr int row_threads = 256;
+
+/// A block a row, which it reads once from L2.
+__global__ void sum_rows(const float* pre, Index stride, Index tokens, double* sums) {
+    const Index t = blockIdx.x;
+    const float* p = pre + t * stride;
+    double sum = 0;
+    double squared = 0;
+#pragma unroll 8
+    for (Index b = threadIdx.x; b < tokens; b += row_threads) {
+        const auto value = static_cast<double>(p[b]);
+        sum += value;
+        squared += value * value;
+    }
+    sum = block_sum<row_threads>(sum);
+    squared = block_sum<row_threads>(squared);
+    if (threadIdx.x == 0) {
+        sums[2 * t] = sum;
+        sums[2 * t + 1] = squared;
+    }
+}
+
+/// A block a row: relu(-p) summed.
+__global__ void sum_negatives_of_rows(const float* pre, Index stride, Index tokens,
+                                      double* row_sums) {
+    const Index t = blockIdx.x;
+    const float* p = pre + t * stride;
+    double sum = 0;
+#pragma unroll 8
+    for (Index b = threadIdx.x; b < tokens; b += row_threads)
+        sum -= p[b] >= 0 ? 0.0 : static_cast<double>(p[b]);  // a NaN goes into the sum
+    sum = block_sum<row_threads>(sum);
+    if (threadIdx.x == 0) row_sums[t] = sum;
+}
+
+/// One block: *sum += the values.
+__global__ void add_sum(const double* values, Index n, double* sum) {
+    double own = 0;
+    for (Index i = threadIdx.x; i < n; i += row_threads) own += values[i];
+    own = block_sum<row_threads>(own);
+    if (threadIdx.x == 0) *sum += own;
+}
+
+// ---- collect ------------------------------------------------------------------------------------
+// A tile holds millions of pre-activations and yields thousands of candidates. So the pass over all
+// of it leaves a bit an entry and a count a row, and only rows with bits are walked again; the
+// counts before a row say where its entries go, whichever block comes first.
+
+// Scans of one feature's tokens: passes(p, token, row), and score(p, row) to rank by; row: what
+// row_of(t) says of feature t.
+
+template <bool per_token, bool zscored>
+struct RankedScan {
+    static constexpr bool ranked = true;
+    const float* bound;
+    float lowest;
+    const double* sums;
+    double sum_tokens;
+
+    __device__ float2 row_of(Index t) const {
+        if constexpr (!zscored) return make_float2(0, 1);
+        const ColumnMoments column = column_moments(sums[2 * t], sums[2 * t + 1], sum_tokens);
+        return make_float2(column.mean, column.deviation);
+    }
+    __device__ float score(float p, float2 row) const {
+        return zscored ? zscore(p, ColumnMoments{row.x, row.y}) : p;
+    }
+    __device__ bool passes(float p, Index token, float2 row) const {
+        return score(p, row) >= bound[per_token ? token : 0] && p >= lowest;
+    }
+};
+
+struct JumpReluScan {
+    static constexpr bool ranked = false;
+    const float* log_threshold;
+    float half_window;
+
+    __device__ float2 row_of(Index t) const {
+        return make_float2(jumprelu_threshold(log_threshold[t]), 0);
+    }
+    __device__ bool passes(float p, Index, float2 row) const {
+        return p >= row.x || in_window(p, row.x, half_window);
+    }
+};
+
+struct ReluScan {
+    static constexpr bool ranked = false;
+
+    __device__ float2 row_of(Index) const { return make_float2(0, 0); }
+    __device__ bool passes(float p, Index, float2) const { return p > 0; }
+};
+
+constexpr int words_at_once = 8;  // loads in flight a thread
+
+/// A block a row: bits[row, words] of the tokens that pass, counts[row] of them; block 0 keeps the
+/// size as it is. Reads the tile once from L2, coalesced.
+template <class Scan>
+__global__ void mark(Scan scan, const float* pre, Index stride, Index tokens, Index words,
+                     std::uint32_t* bits, std::uint32_t* counts, const Index* size,
+                     Index* size_before) {
+    CLT_SHARED(float2, shared_row, 1);
+    const Index t = blockIdx.x;
+    if (threadIdx.x == 0) {
+        shared_row[0] = scan.row_of(t);
+        if (t == 0) *size_before = *size;
+    }
+    __syncthreads();
+    const float2 row = shared_row[0];
+    const float* p = pre + t * stride;
+    const int lane = lane_of_thread();
+    int count = 0;
+    for (Index first = static_cast<Index>(warp_of_thread()) * words_at_once; first < words;
+         first += row_threads / warp_lanes * words_at_once) {
+        float value[words_at_once];
+#pragma unroll
+        for (int k = 0; k < words_at_once; ++k) {
+            const Index token = (first + k) * warp_lanes + lane;
+            value[k] = token < tokens ? p[token] : 0.0F;
+        }
+        std::uint32_t own = 0;
+#pragma unroll
+        for (int k = 0; k < words_at_once; ++k) {
+            const Index token = (first + k) * warp_lanes + lane;
+            const bool passed = token < tokens && scan.passes(value[k], token, row);
+            const std::uint32_t word = __ballot_sync(all_lanes, passed);
+            if (lane == k) own = word;
+        }
+        if (lane < words_at_once && first + lane < words) {
+            bits[t * words + first + lane] = own;
+            count += __popc(own);
+        }
+    }
+    count = block_sum<row_threads>(count);
+    if (threadIdx.x == 0) counts[t] = static_cast<std::uint32_t>(count);
+}
+
+constexpr int append_rows = 8;  // of a block, a warp each
+constexpr int append_threads = append_rows * warp_lanes;
+
+/// A warp a row: writes the entries of its bits where the rows before it end. Reads the counts of
+/// all rows before, which is cheaper than a launch that scans them.
+template <class Scan>
+__global__ void append(Scan scan, const float* pre, Index stride, Index words, Index rows,
+                       Index first_row, const std::uint32_t* bits, const std::uint32_t* counts,
+                       const Index* size_before, CandidateArrays out) {
+    const int lane = lane_of_thread();
+    const int warp = warp_of_thread();
+    const Index first = static_cast<Index>(blockIdx.x) * append_rows;
+    Index at = 0;
+    for (Index t = threadIdx.x; t < first; t += append_threads) at += counts[t];
+    at = *size_before + block_sum<append_threads>(at);
+    const bool in_block = lane < append_rows && first + lane < rows;
+    const Index count_of_lane = in_block ? static_cast<Index>(counts[first + lane]) : 0;
+    const Index up_to_lane = warp_inclusive_sum(count_of_lane);
+    const Index count = __shfl_sync(all_lanes, count_of_lane, warp);
+    at += __shfl_sync(all_lanes, up_to_lane, warp) - count;
+    const Index t = first + warp;
+    if (t == rows - 1 && lane == 0) *out.size = at + count;
+    if (count == 0 || at >= out.capacity) return;
+
+    const float* p = pre + t * stride;
+    const float2 row = scan.row_of(t);
+    for (Index first_word = 0; first_word < words; first_word += warp_lanes) {
+        const Index w = first_word + lane;
+        const std::uint32_t own = w < words ? bits[t * words + w] : 0;
+        const int n = __popc(own);
+        const int up_to = warp_inclusive_sum(n);
+        // Word by word, so that entries side by side are written together.
+        for (unsigned left = __ballot_sync(all_lanes, n > 0); left != 0; left &= left - 1) {
+            const int source = __ffs(static_cast<int>(left)) - 1;
+            const std::uint32_t word = __shfl_sync(all_lanes, own, source);
+            const int before_word = __shfl_sync(all_lanes, up_to - n, source);
+            if ((word >> lane & 1U) == 0) continue;
+            const Index to = at + before_word + __popc(word & ((1U << lane) - 1));
+            if (to >= out.capacity) continue;
+            const Index token = (first_word + source) * warp_lanes + lane;
+            const float value = p[token];
+            out.row[to] = static_cast<std::int32_t>(first_row + t);
+            out.token[to] = static_cast<std::int32_t>(token);
+            out.pre[to] = value;
+            if constexpr (Scan::ranked) out.key[to] = ordered_key(scan.score(value, row));
+        }
+        at += __shfl_sync(all_lanes, up_to, warp_lanes - 1);
+    }
+}
+
+}  // namespace
+
+void round(const float* from, Index from_stride, std::uint16_t* to, Index to_stride, Index rows,
+           Index cols, StreamHandle stream) {
+    if (from_stride == cols && to_stride == cols) {  // one long row
+        cols *= rows;
+        rows = rows == 0 ? 0 : 1;
+        from_stride = to_stride = cols;
+    }
+    const bool fours = cols % 4 == 0 && rows_hold_float4(from, from_stride) && to_stride % 4 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(to) % 8 == 0;
+    const Index items = fours ? cols / 4 : cols;
+    const unsigned pieces = blocks_for(items, round_threads * round_loads);
+    const auto blocks = static_cast<unsigned>(rows * pieces);
+    if (fours)
+        CLT_LAUNCH(round_fours, blocks, round_threads, stream, from, from_stride, to, to_stride,
+                   items, pieces);
+    else
+        CLT_LAUNCH(round_elements, blocks, round_threads, stream, from, from_stride, to, to_stride,
+                   items, pieces);
+}
+
+void tile_sums(const Tile& tile, double* sums, StreamHandle stream) {
+    CLT_LAUNCH(sum_rows, blocks_for(tile.features, 1), row_threads, stream, tile.pre, tile.stride,
+               tile.tokens, sums);
+}
+
+void negative_sum(const Tile& tile, double* row_sums, double* sum, StreamHandle stream) {
+    CLT_LAUNCH(sum_negatives_of_rows, blocks_for(tile.features, 1), row_threads, stream, tile.pre,
+               tile.stride, tile.tokens, row_sums);
+    CLT_LAUNCH(add_sum, 1, row_threads, stream, row_sums, tile.features, sum);
+}
+
+void collect(const CollectRule& rule, const Tile& tile, Index first_row,
+             const CollectBounds& bounds, std::uint32_t* words, Index* size_before,
+             const CandidateArrays& out, StreamHandle stream) {
+    const auto run = [&](auto scan) {
+        using Scan = decltype(scan);
+        const Index words_of_row = (tile.tokens + warp_lanes - 1) / warp_lanes;
+        std::uint32_t* counts = words + tile.features * words_of_row;
+        CLT_LAUNCH(mark<Scan>, blocks_for(tile.features, 1), row_threads, stream, scan, tile.pre,
+                   tile.stride, tile.tokens, words_of_row, words, counts, out.size, size_before);
+        CLT_LAUNCH(append<Scan>, blocks_for(tile.features, append_rows), append_threads, stream,
+                   scan, tile.pre, tile.stride, words_of_row, tile.features, first_row, words,
+                   counts, size_before, out);
+    };
+    if (rule.activation == Activation::relu) return run(ReluScan{});
+    if (rule.activation == Activation::jumprelu)
+        return run(JumpReluScan{bounds.log_threshold, rule.half_window});
+    const float lowest = rule.keep_negative ? -std::numeric_limits<float>::infinity()
+                                            : std::numeric_limits<float>::denorm_min();
+    const auto ranked = [&]<bool per_token, bool zscored>() {
+        run(RankedScan<per_token, zscored>{bounds.bound, lowest, bounds.sums,
+                                           static_cast<double>(bounds.sum_tokens)});
+    };
+    if (rule.activation == Activation::topk)
+        rule.zscore ? ranked.operator()<true, true>() : ranked.operator()<true, false>();
+    else
+        rule.zscore ? ranked.operator()<false, true>() : ranked.operator()<false, false>();
+}
+
+}  // namespace clt::cuda
