@@ -238,8 +238,8 @@ void Step::Impl::merge_replicas() {
     shard->all_gather(Span<const float>(own_active.pre.span().subspan(0, n)), pre.span(), entries);
     shard->all_gather(Span<const float>(own_active.value.span().subspan(0, n)), value.span(),
                       entries);
-    backend.merge(row_starts.span(), token_starts, token.span(), pre.span(), value.span(), rows(),
-                  tokens, merged_active);
+    backend.merge(row_starts.span(), token_starts, entries, token.span(), pre.span(), value.span(),
+                  rows(), tokens, merged_active);
     active = &merged_active;
 }
 

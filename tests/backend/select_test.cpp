@@ -307,6 +307,7 @@ TEST_P(Active, MergePutsReplicasSideBySide) {
     const std::vector<Index> tokens{5, 0, 9};
     std::vector<Index> starts;
     std::vector<Index> token_starts;
+    std::vector<Index> part_entries;
     std::vector<std::int32_t> token;
     std::vector<float> value;
     std::vector<Entry> all;
@@ -318,6 +319,7 @@ TEST_P(Active, MergePutsReplicasSideBySide) {
         const auto own_starts = read(backend_, own.row_start, rows + 1);
         starts.insert(starts.end(), own_starts.begin(), own_starts.end());
         token_starts.push_back(first);
+        part_entries.push_back(own.entries);
         for (Entry entry : entries) {
             token.push_back(entry.token);
             value.push_back(entry.value);
@@ -333,8 +335,8 @@ TEST_P(Active, MergePutsReplicasSideBySide) {
     Array<std::int32_t> d_token(backend_, token);
     Array<float> d_value(backend_, value);
     ActiveSet merged;
-    backend_.merge(d_starts.span(), token_starts, d_token.span(), d_value.span(), d_value.span(),
-                   rows, first, merged);
+    backend_.merge(d_starts.span(), token_starts, part_entries, d_token.span(), d_value.span(),
+                   d_value.span(), rows, first, merged);
     expect_set(merged, all, values_of(all));
 }
 

@@ -168,11 +168,13 @@ class Backend {
     virtual void index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
                        Index tokens, const Candidates& candidates, ActiveSet& out) = 0;
     /// Active sets of the same rows and other tokens, side by side in token order, become one.
-    /// row_starts[parts, rows + 1]: each part's own; token_starts[parts]: its first token; token,
-    /// pre, value: the parts' entries one part after the other.
+    /// row_starts[parts, rows + 1]: each part's own; token_starts[parts]: its first token;
+    /// part_entries[parts]: how many it has; token, pre, value: the parts' entries one part after
+    /// the other.
     virtual void merge(Span<const Index> row_starts, std::span<const Index> token_starts,
-                       Span<const std::int32_t> token, Span<const float> pre,
-                       Span<const float> value, Index rows, Index tokens, ActiveSet& out) = 0;
+                       std::span<const Index> part_entries, Span<const std::int32_t> token,
+                       Span<const float> pre, Span<const float> value, Index rows, Index tokens,
+                       ActiveSet& out) = 0;
 
     // ---- decode ------------------------------------------------------------------------------
     /// out[B, L*d] = sum over active (row, token) of value * decoder row, written from layer's own

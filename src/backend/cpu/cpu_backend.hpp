@@ -52,8 +52,9 @@ class CpuBackend final : public Backend {
     void index(const CollectRule& rule, Span<const float> log_threshold, Index rows, Index tokens,
                const Candidates& candidates, ActiveSet& out) override;
     void merge(Span<const Index> row_starts, std::span<const Index> token_starts,
-               Span<const std::int32_t> token, Span<const float> pre, Span<const float> value,
-               Index rows, Index tokens, ActiveSet& out) override;
+               std::span<const Index> part_entries, Span<const std::int32_t> token,
+               Span<const float> pre, Span<const float> value, Index rows, Index tokens,
+               ActiveSet& out) override;
 
     // ---- decode and residual (decode.cpp, residual.cpp)
     void decode(const ActiveSet& active, std::span<const Matrix<const float>> decoder,

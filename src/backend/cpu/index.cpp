@@ -2,32 +2,16 @@
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
 #include "backend/elementwise.hpp"
+#include "backend/resize_active_set.hpp"
 
 namespace clt {
-namespace {
-
-void resize(MemoryResource& memory, Index rows, Index tokens, Index entries, ActiveSet& out) {
-    out.rows = rows;
-    out.tokens = tokens;
-    out.entries = entries;
-    out.row_start.reserve_discarding(memory, rows + 1, Purpose::active_set);
-    // Entries vary from step to step: a little room saves growing again.
-    const Index room = entries <= out.token.size() ? 0 : entries + entries / 8;
-    out.token.reserve_discarding(memory, room, Purpose::active_set);
-    out.pre.reserve_discarding(memory, room, Purpose::active_set);
-    out.value.reserve_discarding(memory, room, Purpose::active_set);
-    out.gradient.reserve_discarding(memory, room, Purpose::active_set);
-}
-
-}  // namespace
-
 void CpuBackend::index(const CollectRule& rule, Span<const float> log_threshold, Index rows,
                        Index tokens, const Candidates& candidates, ActiveSet& out) {
     const Index n = found(candidates);
     CLT_CHECK(n <= candidates.capacity());
     const bool thresholded = rule.activation == Activation::jumprelu;
     CLT_CHECK(!thresholded || log_threshold.size() == rows);
-    resize(memory_, rows, tokens, n, out);
+    resize_active_set(memory_, rows, tokens, n, out);
     const std::int32_t* row = raw(candidates.row.span());
     const std::int32_t* from_token = raw(candidates.token.span());
     const float* from_pre = raw(candidates.pre.span());
@@ -55,19 +39,21 @@ void CpuBackend::index(const CollectRule& rule, Span<const float> log_threshold,
 }
 
 void CpuBackend::merge(Span<const Index> row_starts, std::span<const Index> token_starts,
-                       Span<const std::int32_t> token, Span<const float> pre,
-                       Span<const float> value, Index rows, Index tokens, ActiveSet& out) {
+                       std::span<const Index> part_entries, Span<const std::int32_t> token,
+                       Span<const float> pre, Span<const float> value, Index rows, Index tokens,
+                       ActiveSet& out) {
     const auto parts = static_cast<Index>(token_starts.size());
-    CLT_CHECK(row_starts.size() == parts * (rows + 1));
+    CLT_CHECK(row_starts.size() == parts * (rows + 1) &&
+              part_entries.size() == token_starts.size());
     const Index* starts = raw(row_starts);
-    std::vector<Index> part_start(static_cast<std::size_t>(parts), 0);
+    std::vector<Index> part_start;
     Index entries = 0;
-    for (Index p = 0; p < parts; ++p) {
-        part_start[static_cast<std::size_t>(p)] = entries;
-        entries += starts[p * (rows + 1) + rows];
+    for (const Index own : part_entries) {
+        part_start.push_back(entries);
+        entries += own;
     }
     CLT_CHECK(token.size() >= entries && pre.size() >= entries && value.size() >= entries);
-    resize(memory_, rows, tokens, entries, out);
+    resize_active_set(memory_, rows, tokens, entries, out);
     Index* row_start = raw(out.row_start.span());
     std::int32_t* to_token = raw(out.token.span());
     float* to_pre = raw(out.pre.span());

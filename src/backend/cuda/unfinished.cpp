@@ -55,6 +55,7 @@ UNFINISHED void CudaBackend::index(const CollectRule& rule, Span<const float> lo
 }
 UNFINISHED void CudaBackend::merge(Span<const Index> row_starts,
                                    std::span<const Index> token_starts,
+                                   std::span<const Index> part_entries,
                                    Span<const std::int32_t> token, Span<const float> pre,
                                    Span<const float> value, Index rows, Index tokens,
                                    ActiveSet& out) {
