@@ -98,17 +98,6 @@ bool CudaBackend::rounds_encoder() const {
     return precision_ == cuda::Precision::bfloat16;
 }
 
-// One wave of a product's blocks, 128 x 256 entries each, over the multiprocessors: enough for the
-// full rate, and at B = 4096 on an H100 (T = 1056, 17 MB) the tile stays in the L2 for the kernels
-// that read it.
-Index CudaBackend::encode_tile(Index tokens, Index /*d_model*/) const {
-    constexpr Index block_rows = 128;
-    constexpr Index block_entries = block_rows * 256;
-    const Index wave = device_.limits().multiprocessors * block_entries;
-    return std::clamp(wave / std::max<Index>(tokens, 1) / block_rows, Index{1}, Index{64}) *
-           block_rows;
-}
-
 void CudaBackend::upload_bytes(const void* host, void* device, std::size_t bytes) {
     device_.upload(host, device, bytes);
 }

@@ -1,19 +1,12 @@
 // The encoder's tiles.
 #include "backend/cuda/encode.hpp"
 
-#include <algorithm>
-
 #include "backend/cuda/cuda_backend.hpp"
+#include "clt/backend/cuda_tile.hpp"
 #include "clt/memory/raw.hpp"
 
 namespace clt {
 namespace {
-
-// A tile is written by the product and read twice from L2, which also holds x and what the product
-// streams of the weights.
-constexpr Index tiles_of_l2 = 3;
-constexpr Index tile_multiple = 128;  // rows of a product's thread block
-constexpr Index largest_tile = 8192;
 
 cuda::Tile tile_of(const Matrix<const float>& pre) {
     return {raw(pre), pre.stride, pre.rows, pre.cols};
@@ -22,9 +15,7 @@ cuda::Tile tile_of(const Matrix<const float>& pre) {
 }  // namespace
 
 Index CudaBackend::encode_tile(Index tokens, Index /*d_model*/) const {
-    const Index bytes_of_feature = static_cast<Index>(sizeof(float)) * std::max<Index>(tokens, 1);
-    const Index fits = device_.limits().l2_bytes / tiles_of_l2 / bytes_of_feature;
-    return std::clamp(fits / tile_multiple * tile_multiple, tile_multiple, largest_tile);
+    return cuda_encode_tile(tokens, device_.limits().l2_bytes);
 }
 
 void CudaBackend::round(Matrix<const float> from, Matrix<Bfloat16> to) {
