@@ -1,5 +1,6 @@
 // Candidates, the radix select, and the active set they become.
 #include <algorithm>
+#include <numeric>
 
 #include "backend/backend_test.hpp"
 #include "backend/elementwise.hpp"
@@ -247,6 +248,68 @@ TEST_P(Select, ManyCandidatesCrossEveryBlock) {
     EXPECT_EQ(cut(entries, 1, 20000, map, 11), best(entries, false, 20000, map));
 }
 
+// More groups than a block has warps, and tokens without entries.
+TEST_P(Select, ManyTokensAreCutApart) {
+    const PositionMap map{20, 20, 0, 2, 0};
+    auto entries = random_entries(40, 300, 0.3, 8);
+    std::erase_if(entries, [](const Entry& e) { return e.token % 50 == 7; });
+    for (Entry& entry : entries) entry.value = std::round(entry.value * 4);
+    EXPECT_EQ(cut(entries, 300, 5, map, 4), best(entries, true, 5, map));
+}
+
+// More chunks than one block scans at once; equal keys are kept by their position, on the edge of a
+// chunk too.
+TEST_P(Select, KeepMovesMoreThanOneBlockScans) {
+    const Index tokens = 1000;
+    const Index rows = 700;
+    const PositionMap map{rows, rows, 0, 1, 0};
+    std::vector<Entry> entries;
+    std::vector<Entry> kept;
+    Cut cut;
+    cut.groups = 1;
+    const auto last = static_cast<std::uint64_t>(400 * rows);  // tokens below 400, all rows
+    for (std::int32_t row = 0; row < rows; ++row)
+        for (std::int32_t token = 0; token < tokens; ++token) {
+            const auto value = static_cast<float>((row + token) % 3);
+            entries.push_back({row, token, value});
+            if (value > 1 || (value == 1 && token * rows + row <= static_cast<Index>(last)))
+                kept.push_back(entries.back());
+        }
+    Candidates candidates = candidates_of(backend_, entries);
+    const Index capacity = candidates.capacity();
+    write(backend_, std::vector<std::uint64_t>{ordered_key(1)}, cut.score, Purpose::workspace);
+    write(backend_, std::vector<std::uint64_t>{last}, cut.position, Purpose::workspace);
+    backend_.keep(map, cut, candidates);
+    EXPECT_EQ(candidates.capacity(), capacity);
+    EXPECT_TRUE(entries_of(backend_, candidates) == kept);  // too many to print
+}
+
+// Candidates that did not fit are counted in the size: nothing beyond the capacity may be read.
+TEST_P(Select, OnlyCandidatesThatFitAreCut) {
+    const PositionMap map{10, 10, 0, 1, 0};
+    auto entries = random_entries(10, 60, 1, 4);
+    Candidates candidates = candidates_of(backend_, entries);
+    write(backend_, std::vector<Index>{100000}, candidates.size, Purpose::candidates);
+    Cut cut;
+    cut.groups = 1;
+    write(backend_, std::vector<std::uint64_t>{ordered_key(0)}, cut.score, Purpose::workspace);
+    write(backend_, std::vector<std::uint64_t>{0}, cut.position, Purpose::workspace);
+    Array<Index> counts(backend_, Index{1} << 11, Index{0});
+    backend_.count_digits(candidates, cut, 21, 11, counts.span());
+    const auto counted = counts.host();
+    EXPECT_EQ(std::accumulate(counted.begin(), counted.end(), Index{0}), 600);
+    backend_.keep(map, cut, candidates);
+    std::erase_if(entries, [](const Entry& e) { return e.value <= 0; });
+    EXPECT_EQ(entries_of(backend_, candidates), entries);
+    EXPECT_EQ(backend_.found(candidates), static_cast<Index>(entries.size()));
+}
+
+std::vector<float> values_of(const std::vector<Entry>& entries) {
+    std::vector<float> values;
+    for (const Entry& entry : entries) values.push_back(entry.value);
+    return values;
+}
+
 class Active : public BackendTest {
   protected:
     void expect_set(const ActiveSet& set, const std::vector<Entry>& entries,
@@ -268,14 +331,44 @@ class Active : public BackendTest {
         EXPECT_EQ(start.front(), 0);
         EXPECT_EQ(start.back(), set.entries);
     }
+
+    void expect_merge(Index rows, const std::vector<Index>& tokens) {
+        std::vector<Index> starts;
+        std::vector<Index> token_starts;
+        std::vector<Index> part_entries;
+        std::vector<std::int32_t> token;
+        std::vector<float> value;
+        std::vector<Entry> all;
+        Index first = 0;
+        for (std::size_t part = 0; part < tokens.size(); ++part) {
+            const auto entries =
+                random_entries(rows, tokens[part], 0.4, static_cast<unsigned>(part + 1));
+            const ActiveSet own = active_set(backend_, rows, tokens[part], entries);
+            const auto own_starts = read(backend_, own.row_start, rows + 1);
+            starts.insert(starts.end(), own_starts.begin(), own_starts.end());
+            token_starts.push_back(first);
+            part_entries.push_back(own.entries);
+            for (Entry entry : entries) {
+                token.push_back(entry.token);
+                value.push_back(entry.value);
+                entry.token += static_cast<std::int32_t>(first);
+                all.push_back(entry);
+            }
+            first += tokens[part];
+        }
+        std::stable_sort(all.begin(), all.end(), [](const Entry& a, const Entry& b) {
+            return std::pair(a.row, a.token) < std::pair(b.row, b.token);
+        });
+        Array<Index> d_starts(backend_, starts);
+        Array<std::int32_t> d_token(backend_, token);
+        Array<float> d_value(backend_, value);
+        ActiveSet merged;
+        backend_.merge(d_starts.span(), token_starts, part_entries, d_token.span(), d_value.span(),
+                       d_value.span(), rows, first, merged);
+        expect_set(merged, all, values_of(all));
+    }
 };
 CLT_ON_THE_TEST_BACKEND(Active);
-
-std::vector<float> values_of(const std::vector<Entry>& entries) {
-    std::vector<float> values;
-    for (const Entry& entry : entries) values.push_back(entry.value);
-    return values;
-}
 
 TEST_P(Active, IndexStartsEveryRow) {
     ActiveSet set;
@@ -287,6 +380,19 @@ TEST_P(Active, IndexStartsEveryRow) {
                                candidates_of(backend_, entries), set);
                 expect_set(set, entries, values_of(entries));
             }
+}
+
+// One feature on every token, far from the others.
+TEST_P(Active, IndexSkipsLongStretchesOfEmptyRows) {
+    std::vector<Entry> entries{{3, 2, 1}};
+    for (std::int32_t token = 0; token < 700; ++token) entries.push_back({4000, token, 2});
+    entries.push_back({4001, 699, 3});
+    ActiveSet set;
+    for (const Index rows : {4002, 9000}) {
+        backend_.index(rule_of(Activation::relu), {}, rows, 700, candidates_of(backend_, entries),
+                       set);
+        expect_set(set, entries, values_of(entries));
+    }
 }
 
 TEST_P(Active, IndexValuesAreZeroBelowTheThreshold) {
@@ -303,41 +409,11 @@ TEST_P(Active, IndexValuesAreZeroBelowTheThreshold) {
 }
 
 TEST_P(Active, MergePutsReplicasSideBySide) {
-    const Index rows = 7;
-    const std::vector<Index> tokens{5, 0, 9};
-    std::vector<Index> starts;
-    std::vector<Index> token_starts;
-    std::vector<Index> part_entries;
-    std::vector<std::int32_t> token;
-    std::vector<float> value;
-    std::vector<Entry> all;
-    Index first = 0;
-    for (std::size_t part = 0; part < tokens.size(); ++part) {
-        const auto entries =
-            random_entries(rows, tokens[part], 0.4, static_cast<unsigned>(part + 1));
-        const ActiveSet own = active_set(backend_, rows, tokens[part], entries);
-        const auto own_starts = read(backend_, own.row_start, rows + 1);
-        starts.insert(starts.end(), own_starts.begin(), own_starts.end());
-        token_starts.push_back(first);
-        part_entries.push_back(own.entries);
-        for (Entry entry : entries) {
-            token.push_back(entry.token);
-            value.push_back(entry.value);
-            entry.token += static_cast<std::int32_t>(first);
-            all.push_back(entry);
-        }
-        first += tokens[part];
-    }
-    std::stable_sort(all.begin(), all.end(), [](const Entry& a, const Entry& b) {
-        return std::pair(a.row, a.token) < std::pair(b.row, b.token);
-    });
-    Array<Index> d_starts(backend_, starts);
-    Array<std::int32_t> d_token(backend_, token);
-    Array<float> d_value(backend_, value);
-    ActiveSet merged;
-    backend_.merge(d_starts.span(), token_starts, part_entries, d_token.span(), d_value.span(),
-                   d_value.span(), rows, first, merged);
-    expect_set(merged, all, values_of(all));
+    expect_merge(7, {5, 0, 9});
+    expect_merge(300, {100});
+    std::vector<Index> many(70, 3);  // more parts than a warp has lanes
+    many[5] = 80;
+    expect_merge(7, many);
 }
 
 TEST_P(Active, CountsAddUpAndNegativesDoNotFire) {
@@ -349,6 +425,43 @@ TEST_P(Active, CountsAddUpAndNegativesDoNotFire) {
     backend_.count(set, active.span(), fired.span());
     EXPECT_EQ(active.host(), (std::vector<Index>{11, 3, 0}));
     EXPECT_EQ(fired.host(), (std::vector<Index>{0, 22, 0}));
+}
+
+// Rows of every length around a warp's, one with all tokens, and more rows than a block.
+TEST_P(Active, CountsLongRows) {
+    const Index rows = 300;
+    const Index tokens = 700;
+    std::vector<Entry> entries;
+    std::vector<Index> active(static_cast<std::size_t>(rows), 5);
+    std::vector<Index> fired(static_cast<std::size_t>(rows), 7);
+    for (std::int32_t row = 0; row < rows; ++row)
+        for (std::int32_t token = 0; token < (row == 131 ? tokens : row % 67); ++token) {
+            const float value = token % 3 == 0 ? 0.0F : token % 3 == 1 ? -1.0F : 1.0F;
+            entries.push_back({row, token, value});
+            active[static_cast<std::size_t>(row)] += value != 0 ? 1 : 0;
+            fired[static_cast<std::size_t>(row)] += value > 0 ? 1 : 0;
+        }
+    Array<Index> d_active(backend_, rows, Index{5});
+    Array<Index> d_fired(backend_, rows, Index{7});
+    backend_.count(active_set(backend_, rows, tokens, entries), d_active.span(), d_fired.span());
+    EXPECT_EQ(d_active.host(), active);
+    EXPECT_EQ(d_fired.host(), fired);
+}
+
+TEST_P(Active, PartsOfCountsAreSummed) {
+    for (const auto& [parts, each] :
+         {std::pair<Index, Index>{1, 0}, {3, 1}, {2, 1030}, {1, 2500}}) {
+        std::vector<Index> counts;
+        std::vector<Index> totals(static_cast<std::size_t>(parts), 0);
+        for (Index i = 0; i < parts * each; ++i) {
+            counts.push_back((i * i % 1009) << 32);
+            totals[static_cast<std::size_t>(i / each)] += counts.back();
+        }
+        Array<Index> d_counts(backend_, counts);
+        Array<Index> d_totals(backend_, parts, Index{-1});
+        backend_.sum_parts(d_counts.span(), d_totals.span());
+        EXPECT_EQ(d_totals.host(), totals);
+    }
 }
 
 }  // namespace

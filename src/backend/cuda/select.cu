@@ -268,7 +268,7 @@ void choose_digit(const Index* counts, int shift, int bits, bool positions, cons
     const Choice choice{
         counts,       Index{1} << bits, shift, positions, positions ? cut.position : cut.score,
         cut.remaining};
-    if (cut.groups == 1)
+    if (cut.groups == 1 && choice.bins > warp_lanes)
         CLT_LAUNCH(choose_in_block, 1, choose_threads, stream, choice);
     else
         CLT_LAUNCH(choose_in_warps, blocks_for(cut.groups, choose_groups),
