@@ -190,6 +190,7 @@ __global__ void mark(Scan scan, const float* pre, Index stride, Index tokens, In
 
 constexpr int append_rows = 8;  // of a block, a warp each
 constexpr int append_threads = append_rows * warp_lanes;
+constexpr int words_of_lane = 4;  // loaded at once: all bits of a row of 4096 tokens
 
 /// A warp a row: writes the entries of its bits where the rows before it end. Reads the counts of
 /// all rows before, which is cheaper than a launch that scans them.
@@ -214,27 +215,47 @@ __global__ void append(Scan scan, const float* pre, Index stride, Index words, I
 
     const float* p = pre + t * stride;
     const float2 row = scan.row_of(t);
-    for (Index first_word = 0; first_word < words; first_word += warp_lanes) {
-        const Index w = first_word + lane;
-        const std::uint32_t own = w < words ? bits[t * words + w] : 0;
-        const int n = __popc(own);
-        const int up_to = warp_inclusive_sum(n);
-        // Word by word, so that entries side by side are written together.
-        for (unsigned left = __ballot_sync(all_lanes, n > 0); left != 0; left &= left - 1) {
-            const int source = __ffs(static_cast<int>(left)) - 1;
-            const std::uint32_t word = __shfl_sync(all_lanes, own, source);
-            const int before_word = __shfl_sync(all_lanes, up_to - n, source);
-            if ((word >> lane & 1U) == 0) continue;
-            const Index to = at + before_word + __popc(word & ((1U << lane) - 1));
-            if (to >= out.capacity) continue;
-            const Index token = (first_word + source) * warp_lanes + lane;
-            const float value = p[token];
-            out.row[to] = static_cast<std::int32_t>(first_row + t);
-            out.token[to] = static_cast<std::int32_t>(token);
-            out.pre[to] = value;
-            if constexpr (Scan::ranked) out.key[to] = ordered_key(scan.score(value, row));
+    const auto write = [&](Index to, Index token) {
+        if (to >= out.capacity) return;
+        const float value = p[token];
+        out.row[to] = static_cast<std::int32_t>(first_row + t);
+        out.token[to] = static_cast<std::int32_t>(token);
+        out.pre[to] = value;
+        if constexpr (Scan::ranked) out.key[to] = ordered_key(scan.score(value, row));
+    };
+    for (Index first_word = 0; first_word < words; first_word += words_of_lane * warp_lanes) {
+        std::uint32_t ahead[words_of_lane];
+#pragma unroll
+        for (int k = 0; k < words_of_lane; ++k) {
+            const Index w = first_word + k * warp_lanes + lane;
+            ahead[k] = w < words ? bits[t * words + w] : 0;
         }
-        at += __shfl_sync(all_lanes, up_to, warp_lanes - 1);
+#pragma unroll
+        for (int k = 0; k < words_of_lane; ++k) {
+            const std::uint32_t own = ahead[k];
+            unsigned left = __ballot_sync(all_lanes, own != 0);
+            if (left == 0) continue;
+            const Index word_of_group = first_word + k * warp_lanes;
+            const int n = __popc(own);
+            const int up_to = warp_inclusive_sum(n);
+            const int total = __shfl_sync(all_lanes, up_to, warp_lanes - 1);
+            if (total <= warp_lanes) {  // few entries: every lane walks its own word
+                Index to = at + up_to - n;
+                for (std::uint32_t rest = own; rest != 0; rest &= rest - 1, ++to)
+                    write(to, (word_of_group + lane) * warp_lanes +
+                                  (__ffs(static_cast<int>(rest)) - 1));
+            } else {  // many: word by word, so that entries side by side are written together
+                for (; left != 0; left &= left - 1) {
+                    const int source = __ffs(static_cast<int>(left)) - 1;
+                    const std::uint32_t word = __shfl_sync(all_lanes, own, source);
+                    const int before_word = __shfl_sync(all_lanes, up_to - n, source);
+                    if ((word >> lane & 1U) != 0)
+                        write(at + before_word + __popc(word & ((1U << lane) - 1)),
+                              (word_of_group + source) * warp_lanes + lane);
+                }
+            }
+            at += total;
+        }
     }
 }
 
