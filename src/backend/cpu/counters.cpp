@@ -21,7 +21,7 @@ void CpuBackend::count(const ActiveSet& active, Span<Index> active_tokens,
 }
 
 void CpuBackend::sum_parts(Span<const Index> counts, Span<Index> totals) {
-    CLT_CHECK(totals.size() > 0 && counts.size() % totals.size() == 0);
+    CLT_CHECK(!totals.empty() && counts.size() % totals.size() == 0);
     const Index each = counts.size() / totals.size();
 #pragma omp parallel for schedule(static)
     for (Index g = 0; g < totals.size(); ++g) {

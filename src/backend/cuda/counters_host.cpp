@@ -14,7 +14,7 @@ void CudaBackend::count(const ActiveSet& active, Span<Index> active_tokens,
 }
 
 void CudaBackend::sum_parts(Span<const Index> counts, Span<Index> totals) {
-    CLT_CHECK(totals.size() > 0 && counts.size() % totals.size() == 0);
+    CLT_CHECK(!totals.empty() && counts.size() % totals.size() == 0);
     cuda::sum_parts(raw(counts), totals.size(), counts.size() / totals.size(), raw(totals),
                     stream());
 }
