@@ -108,6 +108,29 @@ __device__ void store_once(T* to, T value) {
 #endif
 }
 
+// ---- sums over a grid ---------------------------------------------------------------------------
+
+/// Blocks that a sum over a whole array is given at most: their number decides the order of the
+/// sum, so it does not follow the device.
+inline constexpr Index most_partials = 1024;
+inline constexpr int partials_threads = 256;
+
+// One block: sum += factor * (the partials in a fixed order). For sums that blocks left in scratch.
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    add_partials_kernel(const double* partials, Index n, double factor, double* sum) {
+    double own = 0;
+    for (Index i = threadIdx.x; i < n; i += threads) own += partials[i];
+    const double all = block_sum<threads>(own);
+    if (threadIdx.x == 0) *sum += factor * all;
+}
+/// sum[1] += factor * sum of partials[n].
+inline void add_partials(const double* partials, Index n, double factor, double* sum,
+                         StreamHandle stream) {
+    CLT_LAUNCH(add_partials_kernel<partials_threads>, dim3(1), dim3(partials_threads), stream,
+               partials, n, factor, sum);
+}
+
 // ---- counts and grids ---------------------------------------------------------------------------
 
 /// Order does not matter to integers, so this one atomic is deterministic.
