@@ -108,8 +108,9 @@ TEST_P(Activations, WindowEdgesAreInclusive) {
 
 TEST_P(Activations, SparseAndDenseAgreeOnAnyShape) {
     for (const auto& rule : {relu, jumprelu_rule(0.6F)})
-        for (const Index rows : {0, 1, 5, 33})
-            for (const Index tokens : {0, 1, 31, 32, 33}) {
+        for (const Index rows : {0, 1, 5, 33, 1100})
+            for (const Index tokens : {0, 1, 31, 32, 33, 1300}) {
+                if (rows * tokens > 50000) continue;
                 auto x = normal(rows * tokens, 61);
                 const std::vector<float> special{nan, infinity, -infinity, -0.0F};
                 for (std::size_t i = 0; i < x.size(); i += 7) x[i] = special[(i / 7) % 4];
@@ -216,6 +217,43 @@ TEST_P(Activations, PenaltyIsReferenceCaseC6) {
         expect_near(coefficient.host()[row], expected, 2e-3 * 1e-6, "coefficient");
         expect_near(dense_coefficient.host()[row], expected, 2e-3 * 1e-6, "dense coefficient");
     }
+}
+
+TEST_P(Activations, PenaltyOfManyRowsAndOfAFullOne) {
+    const Index rows = 9000;
+    const Index tokens = 300;
+    auto entries = random_entries(rows, 2, 0.3, 63);
+    std::erase_if(entries, [](const Entry& entry) { return entry.row == 8500; });
+    const auto full = std::find_if(entries.begin(), entries.end(),
+                                   [](const Entry& entry) { return entry.row > 8500; });
+    std::vector<Entry> row;
+    for (std::int32_t token = 0; token < tokens; ++token)
+        row.push_back({8500, token, 0.01F * static_cast<float>(token - 100)});
+    entries.insert(full, row.begin(), row.end());
+    ActiveSet set = active_set(backend_, rows, tokens, entries);
+    const auto norms = normal(rows, 64);
+    Array<float> norm(backend_, norms);
+    Array<float> coefficient(backend_, rows, nan);
+    Array<double> sum(backend_, {1.0});
+    backend_.sparsity_penalty(0.5F, 1.5F, norm.span(), set, coefficient.span(), sum.span());
+    const auto gradient = read(backend_, set.gradient, set.entries);
+    Sum total;
+    std::vector<Sum> slopes(static_cast<std::size_t>(rows));
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+        const auto r = static_cast<std::size_t>(entries[i].row);
+        const double scaled = 1.5 * double{norms[r]};
+        const double t = std::tanh(scaled * double{entries[i].value});
+        // 1 - tanh^2 cancels: eps of the 1.
+        expect_near(gradient[i], 0.5 * scaled * (1 - t * t), std::abs(scaled) * 1e-6, "gradient");
+        slopes[r].add(0.75 / double{norms[r]} * (1 - t * t) * double{entries[i].value});
+        slopes[r].magnitude += std::abs(0.75 / double{norms[r]} * double{entries[i].value});
+        total.add(0.5 * t);
+    }
+    total.add(1);
+    expect_close(sum.host()[0], total, "penalty");
+    const auto factor = coefficient.host();
+    for (std::size_t r = 0; r < slopes.size(); ++r)
+        expect_close(factor[r], slopes[r], "coefficient");
 }
 
 TEST_P(Activations, ARowOfNormZeroHasNoPenaltyAndNoNan) {

@@ -79,8 +79,14 @@ TEST_P(Dense, EncodeReadsALayerOfStridedInputs) {
 }
 
 TEST_P(Dense, SumsOfRowsAndColumns) {
-    for (const auto& [rows, cols] :
-         {std::pair<Index, Index>{1, 1}, {31, 33}, {33, 130}, {0, 5}, {5, 0}}) {
+    for (const auto& [rows, cols] : {std::pair<Index, Index>{1, 1},
+                                     {31, 33},
+                                     {33, 130},
+                                     {0, 5},
+                                     {5, 0},
+                                     {1, 9001},
+                                     {70, 516},
+                                     {2100, 8}}) {
         const auto m = normal(rows * cols, 1);
         Array<float> dm(backend_, m);
         Array<double> sums(backend_, 2 * rows, -1.0);
@@ -131,6 +137,84 @@ TEST_P(Dense, NegativeSumIsReferenceCaseC7AndShowsANan) {
     EXPECT_TRUE(std::isnan(sum.host()[0]));
 }
 
+// A gap that is read shows as NaN.
+std::vector<float> with_gaps(const std::vector<float>& m, Index rows, Index cols, Index stride) {
+    std::vector<float> wide(static_cast<std::size_t>(rows * stride), nan);
+    for (Index i = 0; i < rows; ++i)
+        std::copy_n(m.begin() + i * cols, cols, wide.begin() + i * stride);
+    return wide;
+}
+
+TEST_P(Dense, GapsBetweenRowsAreNeitherReadNorWritten) {
+    const Index rows = 37;
+    for (const auto& [cols, stride] : {std::pair<Index, Index>{33, 36}, {36, 40}, {300, 304}}) {
+        const auto m = normal(rows * cols, 1);
+        const auto v = normal(rows * cols, 2);
+        Array<float> gapped(backend_, with_gaps(m, rows, cols, stride));
+        Array<float> exact(backend_, m);
+        const Matrix<float> a(gapped.span(), rows, cols, stride);
+        const Matrix<float> b = exact.matrix(rows, cols);
+        Array<float> columns_a(backend_, cols, nan);
+        Array<float> columns_b(backend_, cols, nan);
+        backend_.column_sums(a, columns_a.span());
+        backend_.column_sums(b, columns_b.span());
+        EXPECT_EQ(columns_a.host(), columns_b.host());
+        Array<float> norms_a(backend_, rows, nan);
+        Array<float> norms_b(backend_, rows, nan);
+        backend_.row_norms(a, norms_a.span());
+        backend_.row_norms(b, norms_b.span());
+        EXPECT_EQ(norms_a.host(), norms_b.host());
+        const double squared = sum_of(backend_, [&](auto s) { backend_.squared_norm(b, s); });
+        // In double, in another order.
+        expect_near(sum_of(backend_, [&](auto s) { backend_.squared_norm(a, s); }), squared,
+                    1e-12 * squared, "squared_norm");
+
+        Array<float> value(backend_, with_gaps(v, rows, cols, stride));
+        Array<float> exact_value(backend_, v);
+        Array<float> moment(backend_, with_gaps(m, rows, cols, stride));
+        Array<float> exact_moment(backend_, m);
+        Array<float> squares(backend_,
+                             with_gaps(std::vector<float>(m.size(), 2), rows, cols, stride));
+        Array<float> exact_squares(backend_, std::vector<float>(m.size(), 2));
+        const auto gaps = [&](Array<float>& array) {
+            return Matrix<float>(array.span(), rows, cols, stride);
+        };
+        Array<float> coefficient(backend_, normal(rows, 3));
+        backend_.add_scaled_rows(coefficient.span(), a, gaps(value));
+        backend_.add_scaled_rows(coefficient.span(), b, exact_value.matrix(rows, cols));
+        backend_.adam(AdamStep{0.1F}, a, {gaps(value), gaps(moment), gaps(squares)});
+        backend_.adam(AdamStep{0.1F}, b,
+                      {exact_value.matrix(rows, cols), exact_moment.matrix(rows, cols),
+                       exact_squares.matrix(rows, cols)});
+        const auto expect_same = [&](const Array<float>& got, const Array<float>& expected) {
+            const auto wide = got.host();
+            const auto values = expected.host();
+            for (Index i = 0; i < rows; ++i)
+                for (Index j = 0; j < stride; ++j) {
+                    if (j < cols)
+                        EXPECT_EQ(at(wide, stride, i, j), at(values, cols, i, j));
+                    else
+                        EXPECT_TRUE(std::isnan(at(wide, stride, i, j)));
+                }
+        };
+        expect_same(value, exact_value);
+        expect_same(moment, exact_moment);
+        expect_same(squares, exact_squares);
+    }
+}
+
+TEST_P(Dense, SquaredNormAddsAndShowsANan) {
+    auto m = normal(5000, 1);
+    Array<double> sum(backend_, {2.0});
+    Array<float> zeros(backend_, 5000, 0.0F);
+    backend_.squared_norm(zeros.matrix(1, 5000), sum.span());
+    EXPECT_EQ(sum.host()[0], 2);
+    m[4999] = nan;
+    Array<float> dm(backend_, m);
+    backend_.squared_norm(dm.matrix(1, 5000), sum.span());
+    EXPECT_TRUE(std::isnan(sum.host()[0]));
+}
+
 TEST_P(Dense, AddScaledRows) {
     const auto value = normal(5 * 33, 1);
     Array<float> coefficient(backend_, {0, 1, -2, 0.5, 3});
@@ -176,6 +260,24 @@ TEST_P(Dense, AdamFollowsTheSameFormulaInDouble) {
         expect_close(dm.host()[i], mi, "moment1");
         expect_near(dv.host()[i], vi, 1e-5 * vi, "moment2");
         expect_near(dp.host()[i], pi.value, 1e-5 * pi.magnitude, "parameter");
+    }
+}
+
+TEST_P(Dense, AdamKeepsTheRoundedCopyInStep) {
+    if (!backend_.rounds_encoder()) GTEST_SKIP() << "this backend keeps no rounded copy";
+    for (const auto& [rows, cols] : {std::pair<Index, Index>{3, 37}, {5, 64}}) {
+        Array<float> g(backend_, normal(rows * cols, 1));
+        Array<float> p(backend_, normal(rows * cols, 2));
+        Array<float> m(backend_, rows * cols, 0.0F);
+        Array<float> v(backend_, rows * cols, 0.0F);
+        Array<Bfloat16> rounded(backend_, rows * cols, Bfloat16{});
+        backend_.adam(AdamStep{0.1F}, g.matrix(rows, cols),
+                      {p.matrix(rows, cols), m.matrix(rows, cols), v.matrix(rows, cols),
+                       rounded.matrix(rows, cols)});
+        const auto value = p.host();
+        const auto low = rounded.host();
+        for (std::size_t i = 0; i < value.size(); ++i)
+            EXPECT_EQ(low[i].bits, float_to_bfloat16(value[i]));
     }
 }
 

@@ -14,22 +14,24 @@ std::size_t at(Index i) {
 }
 
 TEST_P(LanguageModel, EmbedAddsTokenAndPositionOfEachSequence) {
-    const Index d = 5;
     const std::vector<std::int32_t> ids{3, 0, 2, 2, 1};
-    const std::vector<Index> starts{0, 2, 2, 5};
+    const std::vector<Index> starts{0, 0, 2, 2, 5, 5};
     const std::vector<Index> place{0, 1, 0, 1, 2};
-    const auto token_rows = normal(4 * d, 1);
-    const auto position_rows = normal(3 * d, 2);
-    Array<std::int32_t> id(backend_, ids);
-    Array<float> tokens(backend_, token_rows);
-    Array<float> positions(backend_, position_rows);
-    Array<float> x(backend_, 5 * d, nan);
-    backend_.embed(id.span(), starts, tokens.matrix(4, d), positions.matrix(3, d), x.matrix(5, d));
-    const auto got = x.host();
-    for (Index t = 0; t < 5; ++t)
-        for (Index c = 0; c < d; ++c)
-            EXPECT_EQ(got[at(t * d + c)],
-                      token_rows[at(ids[at(t)] * d + c)] + position_rows[at(place[at(t)] * d + c)]);
+    for (const Index d : {5, 12}) {
+        const auto token_rows = normal(4 * d, 1);
+        const auto position_rows = normal(3 * d, 2);
+        Array<std::int32_t> id(backend_, ids);
+        Array<float> tokens(backend_, token_rows);
+        Array<float> positions(backend_, position_rows);
+        Array<float> x(backend_, 5 * d, nan);
+        backend_.embed(id.span(), starts, tokens.matrix(4, d), positions.matrix(3, d),
+                       x.matrix(5, d));
+        const auto got = x.host();
+        for (Index t = 0; t < 5; ++t)
+            for (Index c = 0; c < d; ++c)
+                EXPECT_EQ(got[at(t * d + c)], token_rows[at(ids[at(t)] * d + c)] +
+                                                  position_rows[at(place[at(t)] * d + c)]);
+    }
 }
 
 TEST_P(LanguageModel, LayerNormOfRowsAlsoIntoAStridedMatrix) {
@@ -67,47 +69,62 @@ TEST_P(LanguageModel, LayerNormOfRowsAlsoIntoAStridedMatrix) {
     }
 }
 
+TEST_P(LanguageModel, LayerNormInPlaceOfMoreRowsThanABlock) {
+    const Index rows = 19;
+    for (const Index d : {7, 132}) {
+        Array<float> x(backend_, normal(rows * d, 3));
+        Array<float> g(backend_, normal(d, 4));
+        Array<float> b(backend_, normal(d, 5));
+        Array<float> y(backend_, rows * d, nan);
+        backend_.layer_norm(x.matrix(rows, d), g.span(), b.span(), 1e-5F, y.matrix(rows, d));
+        backend_.layer_norm(x.matrix(rows, d), g.span(), b.span(), 1e-5F, x.matrix(rows, d));
+        EXPECT_EQ(x.host(), y.host());
+    }
+}
+
 TEST_P(LanguageModel, BiasAndActivations) {
     const Index rows = 3;
-    const Index cols = 37;
-    auto in = normal(rows * cols, 6, 4);
-    in[0] = 60;
-    in[1] = -60;
-    in[2] = 1e30F;
-    in[3] = -1e30F;
-    in[4] = nan;
-    const auto bias = normal(cols, 7);
-    const auto exact = [](MlpActivation activation, double x) {
-        if (activation == MlpActivation::relu) return x > 0 ? x : 0.0;
-        if (activation == MlpActivation::gelu_erf) return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
-        const double u = std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x);
-        return u > -300 ? x / (1 + std::exp(-2 * u)) : 0.0;
-    };
-    for (const MlpActivation activation :
-         {MlpActivation::gelu_tanh, MlpActivation::gelu_erf, MlpActivation::relu}) {
+    for (const Index cols : {37, 40}) {
+        auto in = normal(rows * cols, 6, 4);
+        in[0] = 60;
+        in[1] = -60;
+        in[2] = 1e30F;
+        in[3] = -1e30F;
+        in[4] = nan;
+        const auto bias = normal(cols, 7);
+        const auto exact = [](MlpActivation activation, double x) {
+            if (activation == MlpActivation::relu) return x > 0 ? x : 0.0;
+            if (activation == MlpActivation::gelu_erf)
+                return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+            const double u = std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x);
+            return u > -300 ? x / (1 + std::exp(-2 * u)) : 0.0;
+        };
+        for (const MlpActivation activation :
+             {MlpActivation::gelu_tanh, MlpActivation::gelu_erf, MlpActivation::relu}) {
+            Array<float> m(backend_, in);
+            Array<float> b(backend_, bias);
+            backend_.bias_activation(b.span(), activation, m.matrix(rows, cols));
+            const auto got = m.host();
+            EXPECT_TRUE(std::isnan(got[4]));
+            for (Index i = 0; i < rows * cols; ++i) {
+                if (i == 4) continue;
+                const double x = static_cast<double>(in[at(i)] + bias[at(i % cols)]);
+                // 0.5 (1 + erf) cancels for negative x: an absolute error of eps * |x|.
+                expect_near(static_cast<double>(got[at(i)]), exact(activation, x),
+                            2e-6 * std::abs(exact(activation, x)) + 1e-6, "activation");
+            }
+        }
         Array<float> m(backend_, in);
         Array<float> b(backend_, bias);
-        backend_.bias_activation(b.span(), activation, m.matrix(rows, cols));
-        const auto got = m.host();
-        EXPECT_TRUE(std::isnan(got[4]));
-        for (Index i = 0; i < rows * cols; ++i) {
-            if (i == 4) continue;
-            const double x = static_cast<double>(in[at(i)] + bias[at(i % cols)]);
-            // 0.5 (1 + erf) cancels for negative x: an absolute error of eps * |x|.
-            expect_near(static_cast<double>(got[at(i)]), exact(activation, x),
-                        2e-6 * std::abs(exact(activation, x)) + 1e-6, "activation");
+        Array<float> sum(backend_, in);
+        backend_.add_bias(b.span(), m.matrix(rows, cols));
+        backend_.add(m.matrix(rows, cols), sum.matrix(rows, cols));
+        const auto biased = m.host();
+        const auto summed = sum.host();
+        for (Index i = 5; i < rows * cols; ++i) {
+            EXPECT_EQ(biased[at(i)], in[at(i)] + bias[at(i % cols)]);
+            EXPECT_EQ(summed[at(i)], in[at(i)] + biased[at(i)]);
         }
-    }
-    Array<float> m(backend_, in);
-    Array<float> b(backend_, bias);
-    Array<float> sum(backend_, in);
-    backend_.add_bias(b.span(), m.matrix(rows, cols));
-    backend_.add(m.matrix(rows, cols), sum.matrix(rows, cols));
-    const auto biased = m.host();
-    const auto summed = sum.host();
-    for (Index i = 5; i < rows * cols; ++i) {
-        EXPECT_EQ(biased[at(i)], in[at(i)] + bias[at(i % cols)]);
-        EXPECT_EQ(summed[at(i)], in[at(i)] + biased[at(i)]);
     }
 }
 
@@ -116,6 +133,15 @@ TEST_P(LanguageModel, CopyMatrixKeepsWhatLiesBetweenTheRows) {
     Array<float> to(backend_, 8, 9.0F);
     backend_.copy_matrix(Matrix<float>(from.span(), 2, 2, 3), Matrix<float>(to.span(), 2, 2, 4));
     EXPECT_EQ(to.host(), (std::vector<float>{1, 2, 9, 9, 3, 4, 9, 9}));
+    const auto values = normal(70 * 12, 1);
+    Array<float> source(backend_, values);
+    Array<float> wide(backend_, 70 * 16, 9.0F);
+    backend_.copy_matrix(source.matrix(70, 12), Matrix<float>(wide.span(), 70, 12, 16));
+    backend_.add(source.matrix(70, 12), Matrix<float>(wide.span(), 70, 12, 16));
+    const auto got = wide.host();
+    for (Index i = 0; i < 70; ++i)
+        for (Index j = 0; j < 16; ++j)
+            EXPECT_EQ(got[at(i * 16 + j)], j < 12 ? 2 * values[at(i * 12 + j)] : 9.0F);
 }
 
 TEST_P(LanguageModel, AttentionIsCausalAndStaysInItsSequence) {
@@ -190,6 +216,27 @@ TEST_P(LanguageModel, PredictGivesLogSumExpLossAndTheFirstLargest) {
         expect_near(static_cast<double>(losses.host()[at(r)]),
                     wanted < 0 ? 0 : expected - static_cast<double>(row[wanted]), allowed, "loss");
     }
+}
+
+TEST_P(LanguageModel, PredictShowsANanAndTakesTheFirstOfEquals) {
+    const Index vocabulary = 700;
+    std::vector<float> in(at(3 * vocabulary), 1);
+    in[at(vocabulary + 650)] = nan;
+    for (Index v = 0; v < vocabulary; ++v)
+        in[at(2 * vocabulary + v)] = v < 500 || v % 2 == 0 ? -infinity : 2.0F;
+    Array<float> logits(backend_, in);
+    Array<std::int32_t> target(backend_, {699, 3, 501});
+    Array<float> sums(backend_, 3, 0.0F);
+    Array<float> losses(backend_, 3, 0.0F);
+    Array<std::int32_t> places(backend_, 3, -1);
+    backend_.predict(logits.matrix(3, vocabulary), target.span(), sums.span(), losses.span(),
+                     places.span());
+    EXPECT_EQ(places.host()[0], 0);
+    EXPECT_EQ(places.host()[2], 501);
+    expect_near(static_cast<double>(losses.host()[0]), std::log(700.0), 1e-5, "equal logits");
+    expect_near(static_cast<double>(losses.host()[2]), std::log(100.0), 1e-5, "a half missing");
+    EXPECT_TRUE(std::isnan(sums.host()[1]));
+    EXPECT_TRUE(std::isnan(losses.host()[1]));
 }
 
 }  // namespace
