@@ -104,5 +104,116 @@ TEST_F(Order, EncodeSelectIndexAndCount) {
     });
 }
 
+TEST_F(Order, Matrices) {
+    for (const auto& [rows, cols] : {std::pair<Index, Index>{70, 516}, {9, 4101}}) {
+        const auto m = normal(rows * cols, 1);
+        expect_same_bits([&] {
+            Bits bits;
+            Array<float> g(backend_, m);
+            const auto matrix = g.matrix(rows, cols);
+            Array<float> columns(backend_, cols, nan);
+            Array<float> norms(backend_, rows, nan);
+            backend_.column_sums(matrix, columns.span());
+            backend_.row_norms(matrix, norms.span());
+            bits.add(columns.host());
+            bits.add(norms.host());
+            bits.add(std::vector<double>{
+                sum_of(backend_, [&](auto sum) { backend_.squared_norm(matrix, sum); })});
+            Array<float> p(backend_, normal(rows * cols, 2));
+            Array<float> first(backend_, rows * cols, 0.0F);
+            Array<float> second(backend_, rows * cols, 0.0F);
+            backend_.add_scaled_rows(norms.span(), matrix, p.matrix(rows, cols));
+            backend_.adam(
+                AdamStep{0.1F}, matrix,
+                {p.matrix(rows, cols), first.matrix(rows, cols), second.matrix(rows, cols)});
+            bits.add(p.host());
+            return bits;
+        });
+    }
+}
+
+TEST_F(Order, Activations) {
+    const Index rows = 30;
+    const Index tokens = 1100;
+    const CollectRule rule{Activation::jumprelu, false, false, 0.3F};
+    const auto entries = random_entries(rows, tokens, 0.2, 3);
+    expect_same_bits([&] {
+        Bits bits;
+        Array<float> norms(backend_, normal(rows, 4));
+        Array<float> log_theta(backend_, rows, -0.5F);
+        Array<float> coefficient(backend_, rows, nan);
+        Array<float> bias(backend_, rows, nan);
+        Array<float> threshold(backend_, rows, nan);
+        ActiveSet set = active_set(backend_, rows, tokens, entries);
+        bits.add(std::vector<double>{sum_of(backend_, [&](auto sum) {
+            backend_.sparsity_penalty(0.5F, 1.5F, norms.span(), set, coefficient.span(), sum);
+        })});
+        bits.add(coefficient.host());
+        backend_.activation_gradient(rule, log_theta.span(), 0.6F, set, bias.span(),
+                                     threshold.span());
+        bits.add(bias.host());
+        bits.add(threshold.host());
+        Array<float> gradient(backend_, rows * tokens, nan);
+        const auto g = gradient.matrix(rows, tokens);
+        backend_.scatter_gradient(set, 0, g);
+        bits.add(gradient.host());
+
+        Array<float> pre(backend_, normal(rows * tokens, 5));
+        Array<float> value(backend_, rows * tokens, nan);
+        Array<Index> counts(backend_, 2 * rows, Index{0});
+        const auto p = pre.matrix(rows, tokens);
+        const auto a = value.matrix(rows, tokens);
+        backend_.activate(rule, log_theta.span(), p, a, counts.span().subspan(0, rows),
+                          counts.span().subspan(rows, rows));
+        bits.add(value.host());
+        bits.add(counts.host());
+        bits.add(std::vector<Index>{sum_of<Index>(
+            backend_, [&](auto count) { backend_.count_kept(rule, log_theta.span(), p, count); })});
+        bits.add(std::vector<double>{sum_of(backend_, [&](auto sum) {
+            backend_.sparsity_penalty_dense(0.5F, 1.5F, norms.span(), a, g, coefficient.span(),
+                                            sum);
+        })});
+        bits.add(coefficient.host());
+        backend_.activation_gradient_dense(rule, log_theta.span(), 0.6F, p, g, bias.span(),
+                                           threshold.span());
+        backend_.preactivation_gradient(0.5F, p, g, bias.span());
+        bits.add(bias.host());
+        bits.add(threshold.host());
+        bits.add(gradient.host());
+        return bits;
+    });
+}
+
+TEST_F(Order, LanguageModel) {
+    const std::vector<Index> starts{0, 3, 73};
+    const Index tokens = starts.back();
+    const Index heads = 2;
+    for (const Index width : {6, 68}) {
+        const Index d = heads * width;
+        expect_same_bits([&] {
+            Bits bits;
+            Array<float> qkv(backend_, normal(tokens * 3 * d, 1));
+            Array<float> bias(backend_, normal(3 * d, 2));
+            Array<float> gain(backend_, normal(3 * d, 3));
+            Array<float> out(backend_, tokens * d, nan);
+            const auto m = qkv.matrix(tokens, 3 * d);
+            backend_.layer_norm(m, gain.span(), bias.span(), 1e-5F, m);
+            backend_.bias_activation(bias.span(), MlpActivation::gelu_tanh, m);
+            backend_.attention(m, starts, heads, out.matrix(tokens, d));
+            bits.add(qkv.host());
+            bits.add(out.host());
+            Array<std::int32_t> targets(backend_, tokens, 1);
+            Array<float> sums(backend_, tokens, nan);
+            Array<float> losses(backend_, tokens, nan);
+            Array<std::int32_t> places(backend_, tokens, -1);
+            backend_.predict(m, targets.span(), sums.span(), losses.span(), places.span());
+            bits.add(sums.host());
+            bits.add(losses.host());
+            bits.add(places.host());
+            return bits;
+        });
+    }
+}
+
 }  // namespace
 }  // namespace clt::test
