@@ -4,7 +4,6 @@
 
 #include "clt/memory/raw.hpp"
 #include "clt/train/optimizer.hpp"
-#include "support/test_backend.hpp"
 
 namespace clt::reference {
 namespace {
@@ -35,8 +34,10 @@ std::vector<std::pair<int, int>> grids_of(int ranks) {
 }
 
 GridStep::GridStep(const Communicator& world, int data, int feature, const RunSetup& setup,
-                   std::uint64_t seed)
-    : setup_(setup), grid_(world, data, feature), backend_(test::make_test_backend(world)) {
+                   std::uint64_t seed, const std::string& backend)
+    : setup_(setup),
+      grid_(world, data, feature),
+      backend_(test::make_test_backend(world, backend)) {
     params_ = std::make_unique<Params>(
         *backend_, setup.shape, grid_.feature_shard(setup.shape.features), setup.model, seed);
     const Vector scale = setup.scale();
@@ -92,6 +93,7 @@ void GridStep::set(Parameters values) {
             floats(*global[a].second, first, first + value.rows * value.cols);
         backend_->upload(std::span<const float>(part), value.elements);
     }
+    params_->values_changed();
 }
 
 Parameters GridStep::gather(Matrix<float> ParamRows::*which) {

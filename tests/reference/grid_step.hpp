@@ -11,6 +11,7 @@
 #include "clt/model/step.hpp"
 #include "clt/train/config.hpp"
 #include "reference/dense_clt.hpp"
+#include "support/test_backend.hpp"
 
 namespace clt::reference {
 
@@ -36,8 +37,9 @@ struct RunSetup {
 /// global ones, the same on every rank; values should be floats so that nothing is lost on the way.
 class GridStep {
   public:
+    /// On the backend under test, or the one named.
     GridStep(const Communicator& world, int data, int feature, const RunSetup& setup,
-             std::uint64_t seed = 1);
+             std::uint64_t seed = 1, const std::string& backend = test::test_backend_name());
 
     StepResult train(const Batch& batch, double lambda, double learning_rate);
     StepResult evaluate(const Batch& batch);

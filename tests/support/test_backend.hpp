@@ -15,8 +15,9 @@ inline std::string test_backend_name() {
 }
 
 /// In float32, which the tolerances are for. Collective over `world`.
-inline std::unique_ptr<Backend> make_test_backend(const Communicator& world) {
-    return make_backend(test_backend_name(), world, "float32");
+inline std::unique_ptr<Backend> make_test_backend(const Communicator& world,
+                                                  const std::string& name = test_backend_name()) {
+    return make_backend(name, world, "float32");
 }
 
 }  // namespace clt::test

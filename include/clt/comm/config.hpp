@@ -26,7 +26,8 @@ struct JobConfig {
           "Where the kernels run; cuda needs a build with CUDA and a GPU");
         v("precision", precision,
           rule::one_of({"auto", "float32", "tf32", "bfloat16"}) | rule::execution(),
-          "Of the encoder's product, tf32 of every product; auto: bfloat16 on cuda, float32 on cpu");
+          "Of the encoder's product, tf32 of every product; auto: bfloat16 on cuda, float32 on "
+          "cpu");
     }
 };
 
