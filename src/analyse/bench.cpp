@@ -64,7 +64,7 @@ Timings time_steps(const BenchOptions& options, const ModelConfig& model, Backen
     Step step(backend, grid, params, model, loss, error_scale, options.batch);
     std::vector<SyntheticBatch> data;
     for (Index i = 0; i < batches; ++i)
-        data.emplace_back(i, options.batch, shape.layers, shape.d_model, grid);
+        data.emplace_back(i, options.batch, shape.layers, shape.d_model, grid).pin(backend);
 
     ScheduleConfig schedule;
     schedule.steps = options.warmup + options.steps;

@@ -66,7 +66,7 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     const Communicator& all = grid.all();
     const CheckpointInfo checkpoint = find_checkpoint(job.evaluate.checkpoint, all);
     const std::unique_ptr<BatchSource> source = make_evaluation_source(
-        job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all", grid);
+        job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all", grid, backend);
     if (source == nullptr)
         user_error(
             "[evaluate] rows = \"heldout\", but nothing is held out: set [data] holdout_fraction "

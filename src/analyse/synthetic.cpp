@@ -68,6 +68,11 @@ SyntheticBatch::SyntheticBatch(Index number, Index tokens, Index layers, Index d
     }
 }
 
+void SyntheticBatch::pin(Backend& backend) {
+    for (const std::vector<float>* array : {&inputs_, &targets_})
+        pins_.push_back(backend.pin(array->data(), array->size() * sizeof(float)));
+}
+
 HostBatch SyntheticBatch::batch() const {
     return {tokens_, slice_, inputs_, targets_, 0};
 }

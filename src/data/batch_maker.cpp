@@ -43,6 +43,7 @@ void BatchMaker::make(MadeBatch& batch) {
     batch.view.slice = slices[static_cast<std::size_t>(communicator_->rank())];
     const auto values = static_cast<std::size_t>(batch.view.slice.size() * dataset_->layers() *
                                                  dataset_->d_model());
+    CLT_CHECK(values <= batch.inputs.capacity() && values <= batch.targets.capacity());
     batch.inputs.resize(values);
     batch.targets.resize(values);
     batch.view.inputs = batch.inputs;

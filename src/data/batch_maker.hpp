@@ -12,7 +12,8 @@
 
 namespace clt {
 
-/// A batch in the making; view points into the arrays.
+/// A batch in the making; view points into the arrays, which are made with room for it: the
+/// backend may have pinned them.
 struct MadeBatch {
     HostBatch view;
     StreamPosition end;  // where the next batch starts

@@ -27,17 +27,33 @@ struct DatasetSource::Shared {
     Sampler sampler;
     Communicator reading;  // one for each thread, so that their collectives do not mix
     Communicator exchanging;
+    std::vector<MadeBatch> batches;
+    std::vector<std::shared_ptr<const void>> pins;  // of the batches, so they die first
+
+    /// At their full size, so that they never move.
+    void make_batches(const ProcessGrid& grid, Backend& backend) {
+        const auto part = [](Index n, Index parts) { return (n + parts - 1) / parts; };
+        const auto values = static_cast<std::size_t>(
+            part(part(plan.batch_tokens, grid.data_parts()), grid.feature_parts()) *
+            dataset->layers() * dataset->d_model());
+        batches.resize(static_cast<std::size_t>(plan.prefetch) + 1);
+        for (MadeBatch& batch : batches)
+            for (std::vector<float>* array : {&batch.inputs, &batch.targets}) {
+                array->reserve(values);
+                pins.push_back(backend.pin(array->data(), values * sizeof(float)));
+            }
+    }
 };
 
 // Batches go round: free_ -> the maker -> ready_ -> the caller (current_) -> free_.
 struct DatasetSource::Pipeline {
-    Pipeline(const Shared& shared, StreamPosition start, const ProcessGrid& grid)
+    Pipeline(Shared& shared, StreamPosition start, const ProcessGrid& grid)
         : background(shared.plan.prefetch > 0),
           reader(*shared.dataset, shared.plan.units, shared.sampler, start, shared.reading,
                  background),
           maker(*shared.dataset, shared.plan.units, shared.sampler, start, shared.plan.batch_tokens,
                 shared.converter, grid, reader, shared.exchanging),
-          batches(static_cast<std::size_t>(shared.plan.prefetch) + 1),
+          batches(shared.batches),
           thread([this] { return !free.empty(); }, [this] { return make_one(); }) {
         for (std::size_t i = 1; i < batches.size(); ++i) free.push_back(i);
         if (background) thread.start();
@@ -85,7 +101,7 @@ struct DatasetSource::Pipeline {
     bool background;
     WindowReader reader;
     BatchMaker maker;
-    std::vector<MadeBatch> batches;
+    std::vector<MadeBatch>& batches;
     std::size_t current = 0;
     std::deque<std::size_t> free, ready;
     LockstepThread thread;
@@ -93,12 +109,17 @@ struct DatasetSource::Pipeline {
 
 DatasetSource::DatasetSource(std::shared_ptr<const ActivationDataset> dataset,
                              DatasetSourcePlan plan, RowConverter converter,
-                             const ProcessGrid& grid)
-    : grid_(&grid), control_(grid.all().duplicate()) {
+                             const ProcessGrid& grid, Backend& backend)
+    : grid_(&grid), backend_(&backend), control_(grid.all().duplicate()) {
     SamplerSettings settings = sampler_settings(plan);
-    shared_.reset(new Shared{std::move(dataset), std::move(plan), std::move(converter),
-                             Sampler(std::move(settings)), grid.all().duplicate(),
-                             grid.all().duplicate()});
+    shared_.reset(new Shared{std::move(dataset),
+                             std::move(plan),
+                             std::move(converter),
+                             Sampler(std::move(settings)),
+                             grid.all().duplicate(),
+                             grid.all().duplicate(),
+                             {},
+                             {}});
 }
 
 DatasetSource::~DatasetSource() {
@@ -130,7 +151,10 @@ const std::vector<float>& DatasetSource::error_scale() const {
 HostBatch DatasetSource::next() {
     if (over_) return {};
     const Stopwatch watch;
-    if (pipeline_ == nullptr) pipeline_ = std::make_unique<Pipeline>(*shared_, position_, *grid_);
+    if (pipeline_ == nullptr) {
+        if (shared_->batches.empty()) shared_->make_batches(*grid_, *backend_);
+        pipeline_ = std::make_unique<Pipeline>(*shared_, position_, *grid_);
+    }
     try {
         const MadeBatch& batch = pipeline_->next();
         position_ = batch.end;

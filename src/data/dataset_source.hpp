@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "clt/backend/backend.hpp"
 #include "clt/comm/process_grid.hpp"
 #include "clt/data/batch_source.hpp"
 #include "data/row_converter.hpp"
@@ -26,9 +27,10 @@ struct DatasetSourcePlan {
 
 class DatasetSource final : public BatchSource {
   public:
-    /// Collective over grid.all(), as is destruction. The grid must outlive it.
+    /// Collective over grid.all(), as is destruction. The grid and the backend, which batches are
+    /// uploaded to, must outlive it.
     DatasetSource(std::shared_ptr<const ActivationDataset> dataset, DatasetSourcePlan plan,
-                  RowConverter converter, const ProcessGrid& grid);
+                  RowConverter converter, const ProcessGrid& grid, Backend& backend);
     ~DatasetSource() override;
 
     Index layers() const override;
@@ -48,6 +50,7 @@ class DatasetSource final : public BatchSource {
     void stop();
 
     const ProcessGrid* grid_;
+    Backend* backend_;
     Communicator control_;
     std::shared_ptr<Shared> shared_;
     std::unique_ptr<Pipeline> pipeline_;  // made by the first next()

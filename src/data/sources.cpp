@@ -62,7 +62,7 @@ std::shared_ptr<const ActivationDataset> open(const std::string& path, const Pro
 }  // namespace
 
 std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std::uint64_t seed,
-                                                  const ProcessGrid& grid) {
+                                                  const ProcessGrid& grid, Backend& backend) {
     const auto dataset = open(config.path, grid);
     DatasetSourcePlan plan{.units = training_units(*dataset, config),
                            .sampling = config.sampling == "random_chunk" ? Sampling::random_chunk
@@ -84,12 +84,14 @@ std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std:
             "data.sampling = random_chunk reads up to {} rows for a batch of {}; "
             "data.window_tokens = {} reads only what is used",
             largest->rows, config.batch_tokens, config.batch_tokens);
-    return std::make_unique<DatasetSource>(
-        dataset, std::move(plan), RowConverter(*dataset, *dataset, config.normalization), grid);
+    return std::make_unique<DatasetSource>(dataset, std::move(plan),
+                                           RowConverter(*dataset, *dataset, config.normalization),
+                                           grid, backend);
 }
 
 std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, Index max_tokens,
-                                                    bool whole, const ProcessGrid& grid) {
+                                                    bool whole, const ProcessGrid& grid,
+                                                    Backend& backend) {
     const bool second = !whole && !config.evaluation_path.empty();
     if (!whole && !second && config.holdout_fraction == 0) return nullptr;
     const auto training = open(config.path, grid);
@@ -108,8 +110,9 @@ std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, In
                                 config.holdout_fraction)};
     if (plan.units.empty()) return nullptr;
     // The model learned from data scaled by the training set's statistics, so those count here too.
-    return std::make_unique<DatasetSource>(
-        dataset, std::move(plan), RowConverter(*dataset, *training, config.normalization), grid);
+    return std::make_unique<DatasetSource>(dataset, std::move(plan),
+                                           RowConverter(*dataset, *training, config.normalization),
+                                           grid, backend);
 }
 
 }  // namespace clt

@@ -28,9 +28,10 @@ int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
     const RunFolder folder = open_run_folder(job.job.output, options, grid.all());
     RunSources sources;
     sources.training =
-        make_training_source(job.data, static_cast<std::uint64_t>(job.job.seed), grid);
+        make_training_source(job.data, static_cast<std::uint64_t>(job.job.seed), grid, backend);
     sources.open_evaluation = [&] {
-        return make_evaluation_source(job.data, job.evaluation.tokens, /*whole=*/false, grid);
+        return make_evaluation_source(job.data, job.evaluation.tokens, /*whole=*/false, grid,
+                                      backend);
     };
     return run_training(job, options, folder, std::move(sources), backend, grid);
 }

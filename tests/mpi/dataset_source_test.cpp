@@ -83,6 +83,12 @@ std::vector<Index> draw(BatchSource& source, Index n, const ProcessGrid& grid) {
     return tokens;
 }
 
+/// Batches are pinned for it.
+Backend& backend() {
+    static const std::unique_ptr<Backend> owner = make_backend("cpu", Communicator::world());
+    return *owner;
+}
+
 /// One process's own world: the grid every other is compared with.
 struct Alone {
     Alone()
@@ -124,7 +130,7 @@ TEST(TrainingSource, SameTokensInTheSameOrderOnEveryGridAndPrefetch) {
         Settings plain = settings;
         plain.prefetch = 0;
         const auto reference =
-            make_training_source(apply(config(scratch / "set"), plain), 42, alone.grid);
+            make_training_source(apply(config(scratch / "set"), plain), 42, alone.grid, backend());
         const std::vector<Index> expected = draw(*reference, n, alone.grid);
         for (Index epoch = 0; (epoch + 1) * all_rows <= static_cast<Index>(expected.size());
              ++epoch) {
@@ -137,7 +143,7 @@ TEST(TrainingSource, SameTokensInTheSameOrderOnEveryGridAndPrefetch) {
         for (int data = 1; data <= world.size(); data *= 2) {
             const ProcessGrid grid(world, data, world.size() / data);
             const auto source =
-                make_training_source(apply(config(scratch / "set"), settings), 42, grid);
+                make_training_source(apply(config(scratch / "set"), settings), 42, grid, backend());
             EXPECT_EQ(source->tokens(), all_rows);
             EXPECT_EQ(draw(*source, n, grid), expected)
                 << settings.sampling << " window " << settings.window_tokens << " batch "
@@ -155,14 +161,14 @@ TEST(TrainingSource, SeekInMidEpochContinuesBitForBitOnEveryGrid) {
         DataConfig data = config(scratch / "set");
         data.sampling = sampling;
         data.prefetch = 3;
-        const auto reference = make_training_source(data, 42, alone.grid);
+        const auto reference = make_training_source(data, 42, alone.grid, backend());
         for (Index behind = 0; behind < 5; ++behind) {
             const std::string cursor = reference->cursor();
             const std::vector<Index> expected = draw(*reference, 3, alone.grid);
             reference->quiesce();  // one user of HDF5 at a time
             const ProcessGrid grid(world, world.size() > 1 ? 2 : 1,
                                    world.size() > 1 ? world.size() / 2 : 1);
-            const auto source = make_training_source(data, 42, grid);
+            const auto source = make_training_source(data, 42, grid, backend());
             draw(*source, behind % 2, grid);  // also away from a place already begun
             source->seek(cursor);
             EXPECT_EQ(source->cursor(), cursor);
@@ -179,22 +185,24 @@ TEST(TrainingSource, RefusesACursorOfAnotherRun) {
     write_set(scratch / "other", world, DType::float16);
     const ProcessGrid grid(world, 1, world.size());
     const DataConfig data = config(scratch / "set");
-    const auto source = make_training_source(data, 42, grid);
+    const auto source = make_training_source(data, 42, grid, backend());
     const std::string cursor = source->cursor();
-    EXPECT_EQ(
-        test::message_of<UserError>([&] { make_training_source(data, 43, grid)->seek(cursor); }),
-        scratch / "set" +
-            ": the run to continue drew its batches with job.seed = 42, this job says 43");
     EXPECT_EQ(test::message_of<UserError>(
-                  [&] { make_training_source(config(scratch / "other"), 42, grid)->seek(cursor); }),
-              scratch / "other" + ": is another data set than the run to continue was trained on");
+                  [&] { make_training_source(data, 43, grid, backend())->seek(cursor); }),
+              scratch / "set" +
+                  ": the run to continue drew its batches with job.seed = 42, this job says 43");
+    EXPECT_EQ(
+        test::message_of<UserError>([&] {
+            make_training_source(config(scratch / "other"), 42, grid, backend())->seek(cursor);
+        }),
+        scratch / "other" + ": is another data set than the run to continue was trained on");
     DataConfig windows = data;
     windows.window_tokens = 10;
-    EXPECT_NE(
-        test::message_of<UserError>([&] { make_training_source(windows, 42, grid)->seek(cursor); })
-            .find("window_tokens = 0, holdout_fraction = 0, this job says sampling = "
-                  "sequential, window_tokens = 10"),
-        std::string::npos);
+    EXPECT_NE(test::message_of<UserError>(
+                  [&] { make_training_source(windows, 42, grid, backend())->seek(cursor); })
+                  .find("window_tokens = 0, holdout_fraction = 0, this job says sampling = "
+                        "sequential, window_tokens = 10"),
+              std::string::npos);
     EXPECT_THROW(source->seek("{}"), UserError);
     EXPECT_THROW(source->seek("not JSON"), UserError);
 }
@@ -206,8 +214,8 @@ TEST(EvaluationSource, HeldOutRowsAreNeverTrainedOn) {
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
     data.holdout_fraction = 0.2;
-    const auto training = make_training_source(data, 42, grid);
-    const auto evaluation = make_evaluation_source(data, 0, false, grid);
+    const auto training = make_training_source(data, 42, grid, backend());
+    const auto evaluation = make_evaluation_source(data, 0, false, grid, backend());
     ASSERT_NE(evaluation, nullptr);
     EXPECT_EQ(evaluation->tokens(), 7 + 1 + 5);
     EXPECT_EQ(training->tokens(), all_rows - 13);
@@ -230,8 +238,8 @@ TEST(EvaluationSource, WholeSetInStoredOrderOrItsFirstTokens) {
     write_set(scratch / "set", world);
     const ProcessGrid grid(world, world.size(), 1);
     const DataConfig data = config(scratch / "set");
-    EXPECT_EQ(make_evaluation_source(data, 0, false, grid), nullptr);
-    const auto whole = make_evaluation_source(data, 0, true, grid);
+    EXPECT_EQ(make_evaluation_source(data, 0, false, grid, backend()), nullptr);
+    const auto whole = make_evaluation_source(data, 0, true, grid, backend());
     const std::vector<Index> tokens = draw(*whole, 9, grid);
     EXPECT_EQ(tokens.size(), static_cast<std::size_t>(all_rows));
     EXPECT_EQ(whole->next().tokens, 0);
@@ -248,7 +256,7 @@ TEST(EvaluationSource, WholeSetInStoredOrderOrItsFirstTokens) {
     }
     EXPECT_EQ(tokens, stored);
 
-    const auto some = make_evaluation_source(data, 20, true, grid);
+    const auto some = make_evaluation_source(data, 20, true, grid, backend());
     EXPECT_EQ(draw(*some, 3, grid), std::vector<Index>(stored.begin(), stored.begin() + 20));
     EXPECT_EQ(some->next().tokens, 0);
 }
@@ -259,14 +267,14 @@ TEST(Sources, NormaliseAndSayHowErrorsScaleBack) {
     write_set(scratch / "set", world);
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
-    const HostBatch plain_view = make_evaluation_source(data, 8, true, grid)->next();
+    const HostBatch plain_view = make_evaluation_source(data, 8, true, grid, backend())->next();
     EXPECT_EQ(plain_view.tokens, 8);
-    const auto plain_source = make_evaluation_source(data, 8, true, grid);
+    const auto plain_source = make_evaluation_source(data, 8, true, grid, backend());
     const HostBatch plain = plain_source->next();
     EXPECT_EQ(plain_source->error_scale(), std::vector<float>(layers * d_model, 1.0F));
 
     data.normalization = "sqrt_d_model";
-    const auto scaled_source = make_evaluation_source(data, 8, true, grid);
+    const auto scaled_source = make_evaluation_source(data, 8, true, grid, backend());
     const HostBatch scaled = scaled_source->next();
     for (std::size_t i = 0; i < plain.inputs.size(); ++i) {
         EXPECT_FLOAT_EQ(scaled.inputs[i], plain.inputs[i] * std::sqrt(3.0F));
@@ -275,7 +283,7 @@ TEST(Sources, NormaliseAndSayHowErrorsScaleBack) {
     EXPECT_FLOAT_EQ(scaled_source->error_scale()[0], 1 / std::sqrt(3.0F));
 
     data.normalization = "mean_std";
-    const auto standard_source = make_evaluation_source(data, 8, true, grid);
+    const auto standard_source = make_evaluation_source(data, 8, true, grid, backend());
     const HostBatch standard = standard_source->next();
     const ActivationDataset dataset(scratch / "set", world);
     for (std::size_t i = 0; i < plain.inputs.size(); ++i) {
@@ -299,7 +307,7 @@ TEST(Sources, MeanStdNeedsStatistics) {
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
     data.normalization = "mean_std";
-    EXPECT_EQ(test::message_of<UserError>([&] { make_training_source(data, 42, grid); }),
+    EXPECT_EQ(test::message_of<UserError>([&] { make_training_source(data, 42, grid, backend()); }),
               scratch / "set/norm_stats.json" +
                   ": missing, or without some of the 2 layers; data.normalization = \"mean_std\" "
                   "needs it");
@@ -327,7 +335,7 @@ TEST(Sources, ANotFiniteActivationNamesChunkLayerAndRow) {
             DataConfig data = config(scratch / "set");
             data.prefetch = prefetch;
             data.window_tokens = window;
-            const auto source = make_training_source(data, 42, grid);
+            const auto source = make_training_source(data, 42, grid, backend());
             EXPECT_EQ(test::message_of<UserError>([&] {
                           for (int i = 0; i < 10; ++i) source->next();
                       }),
@@ -346,7 +354,7 @@ TEST(Sources, ABrokenChunkIsNamedOnEveryRank) {
     for (const Index prefetch : {0, 2}) {
         DataConfig data = config(scratch / "set");
         data.prefetch = prefetch;
-        const auto source = make_training_source(data, 42, grid);
+        const auto source = make_training_source(data, 42, grid, backend());
         EXPECT_NE(test::message_of<UserError>([&] {
                       for (int i = 0; i < 10; ++i) source->next();
                   }).find("chunk_2.hdf5"),

@@ -6,8 +6,22 @@
 #include <cstdio>
 
 #include "clt/comm/communicator.hpp"
+#include "support/test_backend.hpp"
 
 namespace {
+
+/// Why the backend of CLT_TEST_BACKEND cannot run here; empty when it can. Collective.
+std::string why_skipped(const clt::Communicator& world) {
+    if (clt::test::test_backend_name() == "cpu") return {};
+    try {
+        clt::test::make_test_backend(world);
+    } catch (const clt::UserError& e) {
+        const std::string words = e.what();
+        if (words.find("no CUDA device") == std::string::npos) throw;
+        return words;
+    }
+    return {};
+}
 
 class MpiListener final : public testing::EmptyTestEventListener {
   public:
@@ -37,6 +51,11 @@ int main(int argc, char** argv) {
     int result = 1;
     {
         const clt::Communicator world = clt::Communicator::world();
+        // CTest shows these words as skipped.
+        if (const std::string why = why_skipped(world); !why.empty()) {
+            if (world.rank() == 0) std::printf("[  SKIPPED ] 1 program: %s\n", why.c_str());
+            return 0;
+        }
         auto& listeners = testing::UnitTest::GetInstance()->listeners();
         if (world.rank() != 0) delete listeners.Release(listeners.default_result_printer());
         if (world.size() > 1) listeners.Append(new MpiListener(world));

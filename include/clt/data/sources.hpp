@@ -3,19 +3,22 @@
 
 #include <memory>
 
+#include "clt/backend/backend.hpp"
 #include "clt/comm/process_grid.hpp"
 #include "clt/data/batch_source.hpp"
 #include "clt/data/config.hpp"
 
 namespace clt {
 
-/// The training part of config.path (without the held-out rows). Collective over grid.all().
+/// The training part of config.path (without the held-out rows), for uploads to `backend`, which
+/// must outlive it as the grid must. Collective over grid.all().
 std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std::uint64_t seed,
-                                                  const ProcessGrid& grid);
+                                                  const ProcessGrid& grid, Backend& backend);
 /// One pass over the held-out rows, or over config.evaluation_path, or (whole == true) over all of
 /// config.path; in chunk order, at most max_tokens (0: all). Null when there is nothing held out.
 /// Collective.
 std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, Index max_tokens,
-                                                    bool whole, const ProcessGrid& grid);
+                                                    bool whole, const ProcessGrid& grid,
+                                                    Backend& backend);
 
 }  // namespace clt

@@ -111,7 +111,8 @@ std::shared_ptr<const void> CudaBackend::pin(const void* host, std::size_t bytes
     try {
         cuda::register_host(host, bytes);
     } catch (const LibraryError& e) {  // a limit of the system: copies are slower, not wrong
-        log_warning("batches are not page-locked, so their uploads are slow: {}", e.what());
+        if (!std::exchange(warned_of_pins_, true))
+            log_warning("batches are not page-locked, so their uploads are slow: {}", e.what());
         return nullptr;
     }
     return {host, [](const void* pinned) { cuda::unregister_host(pinned); }};

@@ -147,6 +147,7 @@ class CudaBackend final : public Backend {
     cuda::Device device_;  // outlives the buffers below
     cuda::Precision precision_;
     bool shares_device_;
+    bool warned_of_pins_ = false;
     Candidates kept_;  // keep() writes here, then swaps
 };
 

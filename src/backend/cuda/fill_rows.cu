@@ -1,5 +1,7 @@
 #include "backend/cuda/device_code.hpp"
 //
+#include <cstdint>
+
 #include "backend/cuda/fill_rows.hpp"
 
 namespace clt::cuda {
@@ -32,7 +34,7 @@ __global__ void fill_rows_kernel(const float* __restrict__ value, Index chunks, 
 void fill_rows(const float* value, Index rows, Index cols, float* out, StreamHandle stream) {
     const Index chunks = (cols + chunk - 1) / chunk;
     const auto grid = static_cast<unsigned>(rows * chunks);
-    if (cols % 4 == 0)
+    if (cols % 4 == 0 && reinterpret_cast<std::uintptr_t>(out) % sizeof(float4) == 0)
         CLT_LAUNCH(fill_rows_kernel<float4>, grid, block_size, stream, value, chunks, cols, out);
     else
         CLT_LAUNCH(fill_rows_kernel<float>, grid, block_size, stream, value, chunks, cols, out);

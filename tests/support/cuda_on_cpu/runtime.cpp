@@ -1,9 +1,10 @@
 // The stand-ins of backend/cuda/runtime.hpp: one device, the emulator's memory, work done at once.
-// Page-locked memory is checked as CUDA would use it: uploads that run ahead come from it.
 #include "backend/cuda/runtime.hpp"
 
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
+#include <map>
 #include <vector>
 
 #include "backend/cuda/fill_rows.hpp"
@@ -21,7 +22,9 @@ namespace clt::test {
 namespace {
 bool device_present = true;
 bool pool = false;
-CopyCounts counts;
+int wait_count = 0;
+int event_count = 0;
+std::map<const std::byte*, std::size_t> registered;
 }  // namespace
 
 void emulate_block_pool(bool keep) {
@@ -30,8 +33,21 @@ void emulate_block_pool(bool keep) {
 void emulate_device(bool present) {
     device_present = present;
 }
-CopyCounts copy_counts() {
-    return counts;
+int waits() {
+    return wait_count;
+}
+int live_events() {
+    return event_count;
+}
+bool is_page_locked(const void* from, std::size_t bytes) {
+    const auto* begin = static_cast<const std::byte*>(from);
+    const auto after = registered.upper_bound(begin);
+    if (after == registered.begin()) return false;
+    const auto& [first, size] = *std::prev(after);
+    return begin + bytes <= first + size;
+}
+int page_locked_ranges() {
+    return static_cast<int>(registered.size());
 }
 }  // namespace clt::test
 
@@ -45,11 +61,11 @@ void use_device(int device) {
     CLT_CHECK(device == 0);
 }
 DeviceLimits device_limits() {
-    // Small, so that encoders of tests have several tiles.
+    // Small, so that an encoder's tile is: tests then have several.
     return {.name = "emulator",
             .uuid = {'e', 'm', 'u'},
             .multiprocessors = 2,
-            .l2_bytes = Index{1} << 20,
+            .l2_bytes = Index{1} << 10,
             .keeps_freed_blocks = test::pool};
 }
 MemoryInfo memory_info() {
@@ -69,8 +85,13 @@ void* allocate_pinned(std::size_t bytes) {
 void free_pinned(void* pointer) noexcept {
     std::free(pointer);
 }
-void register_host(const void* /*host*/, std::size_t /*bytes*/) {}
-void unregister_host(const void* /*host*/) noexcept {}
+void register_host(const void* host, std::size_t bytes) {
+    if (!test::registered.emplace(static_cast<const std::byte*>(host), bytes).second)
+        library_error("cudaHostRegister", 712, "already registered");
+}
+void unregister_host(const void* host) noexcept {
+    test::registered.erase(static_cast<const std::byte*>(host));
+}
 
 StreamHandle create_stream() {
     return new CUstream_st;
@@ -79,19 +100,21 @@ void destroy_stream(StreamHandle stream) noexcept {
     delete stream;
 }
 void synchronize(StreamHandle /*stream*/) {
-    ++test::counts.waits;
+    ++test::wait_count;
 }
 EventHandle create_event() {
+    ++test::event_count;
     return new CUevent_st;
 }
 void destroy_event(EventHandle event) noexcept {
+    --test::event_count;
     delete event;
 }
 void record(EventHandle event, StreamHandle /*stream*/) {
     event->time = std::chrono::steady_clock::now();
 }
 void synchronize(EventHandle /*event*/) {
-    ++test::counts.waits;
+    ++test::wait_count;
 }
 void wait(StreamHandle /*stream*/, EventHandle /*event*/) {}
 double seconds_between(EventHandle first, EventHandle last) {
@@ -99,11 +122,9 @@ double seconds_between(EventHandle first, EventHandle last) {
 }
 
 void copy_to_device(const void* host, void* device, std::size_t bytes, StreamHandle /*stream*/) {
-    ++test::counts.up;
     emu::copy_to_device(device, host, bytes);
 }
 void copy_to_host(const void* device, void* host, std::size_t bytes, StreamHandle /*stream*/) {
-    ++test::counts.down;
     emu::copy_to_host(host, device, bytes);
 }
 void copy_on_device(const void* from, void* to, std::size_t bytes, StreamHandle /*stream*/) {

@@ -1,6 +1,8 @@
 // What tests set on the emulated device.
 #pragma once
 
+#include <cstddef>
+
 namespace clt::test {
 
 /// Whether devices made from now on keep freed blocks. Off: then the emulator sees every use of a
@@ -8,10 +10,13 @@ namespace clt::test {
 void emulate_block_pool(bool keep);
 /// Whether there is a device.
 void emulate_device(bool present);
-/// Downloads, uploads and copies that the runtime was asked for so far.
-struct CopyCounts {
-    int up = 0, down = 0, waits = 0;
-};
-CopyCounts copy_counts();
+/// How often the host has waited for a stream or an event so far.
+int waits();
+/// Events that exist.
+int live_events();
+/// Whether [from, from + bytes) of host memory lies in one registered range.
+bool is_page_locked(const void* from, std::size_t bytes);
+/// Host memory registered now, by range.
+int page_locked_ranges();
 
 }  // namespace clt::test
