@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 import h5py
@@ -152,6 +153,15 @@ class BadInput(unittest.TestCase):
         done = clt("train", train_job("grid"), "--set", "grid.feature=3", ranks=2)
         self.fails(done, 2, "3", "2")
         self.nothing_written("grid")
+
+    def test_no_cuda_device(self):
+        hidden = unittest.mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES="")
+        words = {"0": ["built without it", "-DCLT_CUDA=ON"], "1": [f"no CUDA device on host {os.uname().nodename}", "driver: "]}
+        for ranks in (1, 2):
+            with hidden:
+                done = clt("train", train_job(f"no_gpu{ranks}"), "--set", "job.backend=cuda", ranks=ranks)
+            self.fails(done, 2, 'backend = "cuda": ', *words[os.environ["CLT_BUILT_WITH_CUDA"]])
+            self.nothing_written(f"no_gpu{ranks}")
 
     def test_other_shape_on_resume(self):
         done = clt("train", ROOT / "run.toml", "--resume", "--set", "model.features=128")
