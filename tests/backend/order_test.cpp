@@ -215,5 +215,59 @@ TEST_F(Order, LanguageModel) {
     }
 }
 
+// Tokens that a warp serves and tokens that a block shares.
+TEST_F(Order, DecodeAndResidual) {
+    const Index layers = 2, features = 300, d = 70, tokens = 20, cols = layers * d;
+    const auto entries = random_entries(layers * features, tokens, 0.9, 1);
+    const ActiveSet set = active_set(backend_, layers * features, tokens, entries);
+    Array<float> both(backend_, normal(features * cols, 2));
+    Array<float> own(backend_, normal(features * d, 3));
+    Array<float> target(backend_, normal(tokens * cols, 4));
+    Array<float> ones(backend_, cols, 1.0F);
+    expect_same_bits([&] {
+        Bits bits;
+        Array<float> out(backend_, tokens * cols, nan);
+        Array<float> gradient(backend_, tokens * cols, nan);
+        Array<double> squares(backend_, layers, double{nan});
+        backend_.decode(
+            set,
+            std::vector<Matrix<const float>>{both.matrix(features, cols), own.matrix(features, d)},
+            out.matrix(tokens, cols));
+        bits.add(out.host());
+        backend_.residual(out.matrix(tokens, cols), target.matrix(tokens, cols), ones.span(),
+                          ones.span(), tokens, layers, gradient.matrix(tokens, cols),
+                          squares.span());
+        bits.add(squares.host());
+        return bits;
+    });
+}
+
+// Rows that a warp visits and rows that a block shares.
+TEST_F(Order, Rows) {
+    const Index layers = 2, features = 12, d = 36, tokens = 640, cols = layers * d;
+    const auto entries = random_entries(layers * features, tokens, 0.4, 1);
+    Array<float> g(backend_, normal(tokens * cols, 2));
+    Array<float> coefficient(backend_, normal(features, 3));
+    const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 1.0F, 0.5F};
+    expect_same_bits([&] {
+        Bits bits;
+        ActiveSet set = active_set(backend_, layers * features, tokens, entries);
+        Array<float> value(backend_, normal(features * cols, 4));
+        Array<float> moment1(backend_, features * cols, 0.5F);
+        Array<float> moment2(backend_, features * cols, 0.25F);
+        const ParamRows rows{value.matrix(features, cols), moment1.matrix(features, cols),
+                             moment2.matrix(features, cols)};
+        bits.add(std::vector<double>{sum_of(backend_, [&](auto sum) {
+            backend_.decoder_rows(set, 0, features, g.matrix(tokens, cols), coefficient.span(),
+                                  true, nullptr, rows, sum);
+        })});
+        bits.add(read(backend_, set.gradient, set.entries));
+        backend_.decoder_rows(set, 0, features, g.matrix(tokens, cols), coefficient.span(), false,
+                              &step, rows, {});
+        for (const Array<float>* array : {&value, &moment1, &moment2}) bits.add(array->host());
+        return bits;
+    });
+}
+
 }  // namespace
 }  // namespace clt::test

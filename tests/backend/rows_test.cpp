@@ -1,6 +1,8 @@
 // Gradients of decoder and encoder rows, fused with Adam.
 #include <omp.h>
 
+#include <algorithm>
+
 #include "backend/backend_test.hpp"
 
 namespace clt::test {
@@ -11,11 +13,15 @@ struct Case {
     double density;
 };
 
+// The last ones: panels of every size and several of them, rows of so many entries that a block
+// shares them, and rows on both sides of that number.
 const std::vector<Case> cases{
-    {1, 0, 1, 1, 1, 1.0},    {2, 1, 3, 33, 31, 0.5},  {3, 1, 7, 31, 33, 0.3},
-    {2, 0, 5, 128, 32, 0.2}, {2, 0, 9, 253, 17, 0.2}, {4, 3, 6, 16, 5, 1.0},
-    {3, 2, 4, 64, 40, 0.0},  {2, 1, 0, 48, 9, 0.5},   {2, 1, 40, 70, 200, 0.05},
-    {3, 1, 4, 32, 0, 0.5},   {1, 0, 3, 112, 64, 0.9}};
+    {1, 0, 1, 1, 1, 1.0},      {2, 1, 3, 33, 31, 0.5},   {3, 1, 7, 31, 33, 0.3},
+    {2, 0, 5, 128, 32, 0.2},   {2, 0, 9, 253, 17, 0.2},  {4, 3, 6, 16, 5, 1.0},
+    {3, 2, 4, 64, 40, 0.0},    {2, 1, 0, 48, 9, 0.5},    {2, 1, 40, 70, 200, 0.05},
+    {3, 1, 4, 32, 0, 0.5},     {1, 0, 3, 112, 64, 0.9},  {1, 0, 3, 768, 20, 0.4},
+    {1, 0, 2, 1028, 9, 0.5},   {3, 0, 2, 768, 7, 0.5},   {1, 0, 10, 461, 9, 0.3},
+    {1, 0, 2, 512, 300, 0.95}, {1, 0, 12, 36, 640, 0.4}, {2, 0, 2, 33, 300, 1.0}};
 
 std::string name_of(const Case& c) {
     return "L " + std::to_string(c.layers) + " layer " + std::to_string(c.layer) + " F " +
@@ -185,6 +191,52 @@ TEST_P(RowKernels, EncoderRowsAgreeWithLoops) {
         EXPECT_EQ(rows.value.host(), p);
         backend_.encoder_rows(set, c.layer, c.features, inputs, &step, rows.view(), {});
         expected.expect_update(step, p, m, v, rows, name_of(c));
+    }
+}
+
+TEST_P(RowKernels, AHeavyRowIsFoundAmongManyRows) {
+    const std::int32_t features = 65800, tokens = 257;
+    std::vector<Entry> entries;
+    for (std::int32_t token = 0; token < tokens; ++token)
+        entries.push_back({features - 1, token, 1.0F});
+    ActiveSet set = active_set(backend_, features, tokens, entries);
+    const auto g = normal(tokens, 81);
+    Array<float> dg(backend_, g);
+    Rows rows(backend_, features, 1);
+    const double squares = sum_of(backend_, [&](auto sum) {
+        backend_.decoder_rows(set, 0, features, dg.matrix(tokens, 1), {}, true, nullptr,
+                              rows.view(), sum);
+    });
+    Sum expected;
+    for (const float x : g) expected.add(x);
+    expect_near(squares, expected.value * expected.value,
+                2 * std::abs(expected.value) * tolerance(expected), "squares");
+    const float weight = rows.value.host().back();
+    const auto dots = read(backend_, set.gradient, set.entries);
+    for (std::size_t i = 0; i < g.size(); ++i) EXPECT_EQ(dots[i], g[i] * weight);
+}
+
+TEST_P(RowKernels, TheRoundedCopyIsTheNewWeight) {
+    if (backend_.name() == "cpu") return;  // keeps none
+    for (const Index d : {8, 5, 780}) {
+        const Index features = 9, tokens = 300;
+        auto entries = random_entries(features, tokens, 0.02, 71);
+        for (std::int32_t token = 0; token < tokens; ++token)
+            entries.push_back({features - 1, token, 0.5F});  // shared by a block
+        std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+            return std::pair(a.row, a.token) < std::pair(b.row, b.token);
+        });
+        ActiveSet set = active_set(backend_, features, tokens, entries);
+        Array<float> g(backend_, normal(tokens * d, 72));
+        Rows rows(backend_, features, d);
+        Array<Bfloat16> rounded(backend_, features * d, Bfloat16{0x7FC0});
+        ParamRows view = rows.view();
+        view.rounded = rounded.matrix(features, d);
+        backend_.decoder_rows(set, 0, features, g.matrix(tokens, d), {}, true, &step, view, {});
+        const auto value = rows.value.host();
+        const auto copy = rounded.host();
+        for (std::size_t i = 0; i < value.size(); ++i)
+            EXPECT_EQ(copy[i].bits, float_to_bfloat16(value[i])) << "d " << d << " at " << i;
     }
 }
 
