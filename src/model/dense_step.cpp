@@ -51,11 +51,9 @@ void Step::Impl::dense_rows(const StepScalars& scalars, const AdamStep* adam) {
             const Matrix<float> g = tile_of(tile_gradient, n, tokens);
             const Matrix<float> decoder_gradient = tile_of(row_gradient, n, width);
             const Matrix<float> weight_gradient = tile_of(encoder_gradient, n, d);
-            tile_counts.reserve_discarding(backend.memory(), 2 * n, Purpose::workspace);
 
             backend.encode(x, encoder, params.encoder_bias().value.elements.subspan(row, n), pre);
-            backend.activate(rule, threshold_rows(row, n), pre, value,
-                             tile_counts.span().subspan(0, n), tile_counts.span().subspan(n, n));
+            backend.activate(rule, threshold_rows(row, n), pre, value, {}, {});
             backend.gemm(false, false, 1, value, residual, 0, decoder_gradient);
             backend.gemm(false, true, 1, decoder.value, residual, 0, g);
             if (penalised) {

@@ -38,6 +38,7 @@ Step::Impl::Impl(Backend& backend_, const ProcessGrid& grid_, Params& params_,
     const Index slice_tokens = grid.token_slice(max_tokens).size() + 2;
     totals = Buffer<double>(memory, 2 * shape.layers + totals_between, Purpose::workspace);
     layer_tokens = Buffer<Index>(memory, shape.layers, Purpose::workspace);
+    kept_sample = Buffer<Index>(memory, 1, Purpose::workspace);
     inputs = Buffer<float>(memory, max_tokens * stride, Purpose::batch);
     if (backend.rounds_encoder())
         rounded = Buffer<Bfloat16>(memory, max_tokens * stride, Purpose::batch);
@@ -127,17 +128,15 @@ bool Step::Impl::measure_density() {
     if (rule.activation != Activation::relu && rule.activation != Activation::jumprelu)
         return false;
     const Index n = std::min(density_sample, local_features());
-    tile_counts.reserve_discarding(backend.memory(), 1, Purpose::workspace);
-    const Span<Index> kept = tile_counts.span().subspan(0, 1);
-    backend.zero(kept);
+    backend.zero(kept_sample.span());
     for (Index layer = 0; layer < shape.layers && n > 0; ++layer) {
         const Matrix<float> pre = tile_of(tile_pre, n, own_tokens.size());
         const Index row = layer * local_features();
         backend.encode(encoder_inputs(own_tokens, layer), rows_of(params.encoder(layer), 0, n),
                        params.encoder_bias().value.elements.subspan(row, n), pre);
-        backend.count_kept(rule, threshold_rows(row, n), pre, kept);
+        backend.count_kept(rule, threshold_rows(row, n), pre, kept_sample.span());
     }
-    std::array<Index, 2> counts{backend.download_one(Span<const Index>(kept)),
+    std::array<Index, 2> counts{backend.download_one(Span<const Index>(kept_sample.span())),
                                 n * shape.layers * own_tokens.size()};
     grid.all().all_reduce_sum(std::span<Index>(counts));
     return static_cast<double>(counts[0]) >= dense_share * static_cast<double>(counts[1]);
@@ -322,8 +321,8 @@ void Step::Impl::encoder_rows_with_preactivation(const AdamStep* adam, Index lay
         const Matrix<float> weight_gradient = tile_of(encoder_gradient, n, d);
         backend.encode(x, weight, params.encoder_bias().value.elements.subspan(row, n), pre);
         backend.scatter_gradient(*active, row, g);
-        const Span<float> bias = add_bias_gradient ? encoder_bias_gradient.span().subspan(row, n)
-                                                   : tile_of(tile_bias, 1, n).elements;
+        const Span<float> bias =
+            add_bias_gradient ? encoder_bias_gradient.span().subspan(row, n) : Span<float>();
         backend.preactivation_gradient(static_cast<float>(preactivation_weight()), pre, g, bias);
         backend.gemm(false, false, 1, g, x.value, 0, weight_gradient);
         apply(adam, weight_gradient, weight);

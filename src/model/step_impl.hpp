@@ -116,6 +116,7 @@ struct Step::Impl {
     bool penalised = false;  // the tanh penalty is on at this step
     Buffer<double> totals;
     Buffer<Index> layer_tokens;               // [L] active entries
+    Buffer<Index> kept_sample;                // [1] see measure_density()
     Buffer<float> inputs;                     // [B, L*d]
     Buffer<Bfloat16> rounded;                 // [B, L*d], where the backend's encoder wants it
     Buffer<float> partial;                    // [B_r, L*d] this shard's part of the reconstruction
@@ -139,8 +140,7 @@ struct Step::Impl {
     Buffer<Index> silence;  // [rows] steps since it fired
 
     // ---- workspace of the dense products
-    Buffer<float> tile_pre, tile_value, tile_gradient, tile_bias, row_gradient, encoder_gradient;
-    Buffer<Index> tile_counts;
+    Buffer<float> tile_pre, tile_value, tile_gradient, row_gradient, encoder_gradient;
 
     // ---- evaluation
     Index evaluated_tokens = 0;

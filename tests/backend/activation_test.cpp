@@ -302,6 +302,8 @@ TEST_P(Activations, PreactivationGradientPullsUpWhatIsNegative) {
     backend_.preactivation_gradient(0.5F, pre.matrix(2, 3), gradient.matrix(2, 3), bias.span());
     EXPECT_EQ(gradient.host(), (std::vector<float>{0.5F, 1, 1, 1, 0.5F, 0.5F}));
     EXPECT_EQ(bias.host(), (std::vector<float>{9.5F, 19}));
+    backend_.preactivation_gradient(0.5F, pre.matrix(2, 3), gradient.matrix(2, 3), {});
+    EXPECT_EQ(gradient.host(), (std::vector<float>{0, 1, 1, 1, 0, 0}));
 }
 
 TEST_P(Activations, ScatterTakesARangeOfRows) {

@@ -223,7 +223,8 @@ class Backend {
                               Span<double> squares) = 0;
 
     // ---- dense activations (relu, jumprelu) and dense encoder gradients, tile by tile --------
-    /// value[T, B] from pre[T, B]; active[T] and fired[T] (a > 1e-6) += tokens of each feature.
+    /// value[T, B] from pre[T, B]; active[T] and fired[T] (a > 1e-6) += tokens of each feature;
+    /// both may be empty.
     virtual void activate(const CollectRule& rule, Span<const float> log_threshold,
                           Matrix<const float> pre, Matrix<float> value, Span<Index> active,
                           Span<Index> fired) = 0;
@@ -240,8 +241,8 @@ class Backend {
                                            float bandwidth, Matrix<const float> pre,
                                            Matrix<float> gradient, Span<float> bias_gradient,
                                            Span<float> threshold_gradient) = 0;
-    /// gradient[T, B] -= weight where pre < 0; bias_gradient[T] -= weight * that count (d of
-    /// weight * sum relu(-p)).
+    /// gradient[T, B] -= weight where pre < 0; bias_gradient[T], which may be empty, -= weight *
+    /// that count (d of weight * sum relu(-p)).
     virtual void preactivation_gradient(float weight, Matrix<const float> pre,
                                         Matrix<float> gradient, Span<float> bias_gradient) = 0;
     /// gradient[T, B] = dL/dpre of the active entries of rows [first_row, first_row + T), else 0.

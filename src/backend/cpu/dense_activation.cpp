@@ -22,7 +22,8 @@ void CpuBackend::activate(const CollectRule& rule, Span<const float> log_thresho
                           Span<Index> fired) {
     const bool thresholded = is_thresholded(rule);
     CLT_CHECK(value.rows == pre.rows && value.cols == pre.cols);
-    CLT_CHECK(active.size() == pre.rows && fired.size() == pre.rows);
+    CLT_CHECK(active.size() == fired.size());
+    CLT_CHECK(active.empty() || active.size() == pre.rows);
     CLT_CHECK(!thresholded || log_threshold.size() == pre.rows);
 #pragma omp parallel for schedule(static)
     for (Index t = 0; t < pre.rows; ++t) {
@@ -34,6 +35,7 @@ void CpuBackend::activate(const CollectRule& rule, Span<const float> log_thresho
         } else {
             for (Index b = 0; b < pre.cols; ++b) a[b] = p[b] > 0 ? p[b] : 0.0F;
         }
+        if (active.empty()) continue;
         std::int32_t actives = 0;
         std::int32_t fires = 0;
         for (Index b = 0; b < pre.cols; ++b) {
@@ -128,7 +130,7 @@ void CpuBackend::activation_gradient_dense(const CollectRule& rule, Span<const f
 void CpuBackend::preactivation_gradient(float weight, Matrix<const float> pre,
                                         Matrix<float> gradient, Span<float> bias_gradient) {
     CLT_CHECK(gradient.rows == pre.rows && gradient.cols == pre.cols);
-    CLT_CHECK(bias_gradient.size() == pre.rows);
+    CLT_CHECK(bias_gradient.empty() || bias_gradient.size() == pre.rows);
 #pragma omp parallel for schedule(static)
     for (Index t = 0; t < pre.rows; ++t) {
         const float* p = row_of(pre, t);
@@ -138,7 +140,7 @@ void CpuBackend::preactivation_gradient(float weight, Matrix<const float> pre,
             g[b] -= p[b] < 0 ? weight : 0.0F;
             negative += p[b] < 0 ? 1 : 0;
         }
-        raw(bias_gradient)[t] -= weight * static_cast<float>(negative);
+        if (!bias_gradient.empty()) raw(bias_gradient)[t] -= weight * static_cast<float>(negative);
     }
 }
 

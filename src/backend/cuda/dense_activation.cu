@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(threads)
         }
         store(value.data + row * value.stride + col, x);
     });
+    if (active == nullptr) return;
     actives = block_sum<threads>(actives);
     fires = block_sum<threads>(fires);
     if (threadIdx.x == 0) {
@@ -172,6 +173,7 @@ __global__ void __launch_bounds__(threads)
         }
         store(g_at, g);
     });
+    if (bias_gradient == nullptr) return;
     negative = block_sum<threads>(negative);
     if (threadIdx.x == 0) bias_gradient[row] -= weight * static_cast<float>(negative);
 }

@@ -23,7 +23,8 @@ void CudaBackend::activate(const CollectRule& rule, Span<const float> log_thresh
                            Span<Index> fired) {
     check_rule(rule, log_threshold, pre.rows);
     CLT_CHECK(value.rows == pre.rows && value.cols == pre.cols);
-    CLT_CHECK(active.size() == pre.rows && fired.size() == pre.rows);
+    CLT_CHECK(active.size() == fired.size());
+    CLT_CHECK(active.empty() || active.size() == pre.rows);
     cuda::activate(rule, raw(log_threshold), device_matrix(pre), device_matrix(value), raw(active),
                    raw(fired), stream());
 }
@@ -61,7 +62,7 @@ void CudaBackend::activation_gradient_dense(const CollectRule& rule,
 void CudaBackend::preactivation_gradient(float weight, Matrix<const float> pre,
                                          Matrix<float> gradient, Span<float> bias_gradient) {
     CLT_CHECK(gradient.rows == pre.rows && gradient.cols == pre.cols);
-    CLT_CHECK(bias_gradient.size() == pre.rows);
+    CLT_CHECK(bias_gradient.empty() || bias_gradient.size() == pre.rows);
     cuda::preactivation_gradient(weight, device_matrix(pre), device_matrix(gradient),
                                  raw(bias_gradient), stream());
 }
