@@ -35,25 +35,13 @@ Index peak_rss_bytes() {
 }
 
 struct Timings {
-    std::vector<double> step_s;
-    std::vector<std::string> stage_names;
-    std::vector<std::vector<double>> stages_s;  // by stage, then step
+    std::vector<double> step_s;                            // of the slowest rank
+    std::vector<std::pair<std::string, double>> stages_s;  // means of this rank
     StepResult last;
-
-    void add(double seconds, const std::vector<std::pair<std::string, double>>& stages) {
-        step_s.push_back(seconds);
-        for (const auto& [name, stage_s] : stages) {
-            const auto known = std::find(stage_names.begin(), stage_names.end(), name);
-            const auto at = static_cast<std::size_t>(known - stage_names.begin());
-            if (known == stage_names.end()) {
-                stage_names.push_back(name);
-                stages_s.emplace_back();
-            }
-            stages_s[at].push_back(stage_s);
-        }
-    }
 };
 
+// A step's time is that from return to return of train(), which comes back while the work of the
+// update may still run: waiting for it would keep the next batch's upload from running beside it.
 Timings time_steps(const BenchOptions& options, const ModelConfig& model, Backend& backend,
                    const ProcessGrid& grid) {
     const Shape shape{options.layers, options.d_model, options.features};
@@ -70,16 +58,22 @@ Timings time_steps(const BenchOptions& options, const ModelConfig& model, Backen
     schedule.steps = options.warmup + options.steps;
     schedule.kind = "constant";
     Timings timings;
+    Stopwatch watch;
     for (Index i = 0; i < schedule.steps; ++i) {
+        if (i == options.warmup) {
+            step.take_stage_seconds();
+            backend.synchronize();
+            grid.all().barrier();
+            watch.lap();
+        }
         const HostBatch batch = data[static_cast<std::size_t>(i % batches)].batch();
-        const StepScalars scalars = step_scalars(OptimizerConfig(), schedule, loss, i);
-        grid.all().barrier();
-        const Stopwatch watch;
-        timings.last = step.train(batch, scalars);
-        const double seconds = grid.all().all_reduce_max(watch.seconds());
-        const auto stages = step.take_stage_seconds();
-        if (i >= options.warmup) timings.add(seconds, stages);
+        timings.last = step.train(batch, step_scalars(OptimizerConfig(), schedule, loss, i));
+        if (i + 1 == schedule.steps) backend.synchronize();
+        if (i >= options.warmup) timings.step_s.push_back(watch.lap());
     }
+    for (double& seconds : timings.step_s) seconds = grid.all().all_reduce_max(seconds);
+    timings.stages_s = step.take_stage_seconds();
+    for (auto& [stage, seconds] : timings.stages_s) seconds /= static_cast<double>(options.steps);
     return timings;
 }
 
@@ -100,9 +94,9 @@ std::string bench_step(const BenchOptions& options, Backend& backend, const Comm
     query.data_parts = grid.data_parts();
     query.feature_parts = grid.feature_parts();
     const Index replica_tokens = grid.replica_tokens(options.batch).size();
-    query.tile = backend.encode_tile(replica_tokens, options.d_model);
+    describe_backend(backend, query);
     const StepCost cost = step_cost(query);
-    check_memory(cost, grid.all());
+    check_memory(cost, backend, grid.all());
 
     const Machine machine = measure_rates(backend, replica_tokens, options.d_model, grid.all());
     const Timings timings = time_steps(options, model, backend, grid);
@@ -118,12 +112,14 @@ std::string bench_step(const BenchOptions& options, Backend& backend, const Comm
     for (const StageFloor& stage : cost.stages)
         json["floor"][stage.stage] = floor_s(stage, machine);
     json["stages"] = nlohmann::ordered_json::object();
-    for (std::size_t i = 0; i < timings.stage_names.size(); ++i)
-        json["stages"][timings.stage_names[i]] = median(timings.stages_s[i]);
+    for (const auto& [stage, seconds] : timings.stages_s) json["stages"][stage] = seconds;
     const Index peak = peak_rss_bytes();
     const Index peak_sum = world.all_reduce_sum(peak);
     json["peak_rss_bytes"] = peak_sum;
     json["peak_rss_bytes_max"] = world.all_reduce_max(peak);
+    if (backend.free_bytes())
+        json["peak_device_bytes_max"] =
+            world.all_reduce_max(static_cast<Index>(backend.memory().peak_bytes()));
     json["parameters"] = shape.parameters();
     json["bytes_per_parameter"] =
         static_cast<double>(peak_sum) / static_cast<double>(shape.parameters());

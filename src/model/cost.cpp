@@ -209,6 +209,13 @@ std::string listed(const std::vector<MemoryUse>& uses) {
 
 }  // namespace
 
+void describe_backend(const Backend& backend, CostQuery& query) {
+    query.cuda = backend.free_bytes().has_value();
+    query.rounded = backend.rounds_encoder();
+    query.tile =
+        backend.encode_tile(part_of(query.batch_tokens, query.data_parts), query.shape.d_model);
+}
+
 Index StepCost::memory_bytes(bool on_device) const {
     Index sum = 0;
     for (const MemoryUse& use : memory) sum += use.on_device == on_device ? use.bytes : 0;
@@ -274,9 +281,13 @@ void check_memory(const StepCost& cost, Index available_bytes, Index ranks, bool
         ranks == 1 ? "" : "s", fmt::join(remedies, ", or "));
 }
 
-void check_memory(const StepCost& cost, const Communicator& world) {
+void check_memory(const StepCost& cost, const Backend& backend, const Communicator& world) {
     const Communicator host = world.split_by_host();
-    world.together([&] { check_memory(cost, available_host_bytes(), host.size()); });
+    world.together([&] {
+        if (const auto device_bytes = backend.free_bytes())
+            check_memory(cost, *device_bytes, 1, /*on_device=*/true);
+        check_memory(cost, available_host_bytes(), host.size());
+    });
 }
 
 }  // namespace clt

@@ -12,10 +12,9 @@ namespace {
 void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& backend) {
     const DataShape data = data_shape(ActivationDataset(job.data.path, grid.all()));
     CostQuery query = cost_query(job, data, grid.data_parts(), grid.feature_parts());
-    query.tile =
-        backend.encode_tile(grid.replica_tokens(job.data.batch_tokens).size(), data.d_model);
+    describe_backend(backend, query);
     const StepCost cost = step_cost(query);
-    check_memory(cost, grid.all());
+    check_memory(cost, backend, grid.all());
     log_info("memory: {}", memory_summary(cost));
 }
 

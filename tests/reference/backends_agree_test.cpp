@@ -15,8 +15,8 @@ class Backends : public testing::TestWithParam<Kind> {};
 
 TEST_P(Backends, HaveTheSameLossesForTwentySteps) {
     const Communicator world = Communicator::world();
-    // Wide enough for a warp's vectors and a tail, more tokens than a block of the small kernels.
-    Problem problem = random_problem(GetParam(), {3, 36, 40}, 70, steps, 17);
+    // Small: the emulator runs every thread. The kernels' own tests have the sizes.
+    Problem problem = random_problem(GetParam(), {2, 20, 24}, 33, steps, 17);
     problem.setup.loss.sparsity = 0.3;
     problem.setup.loss.sparsity_scale = 0.8;
     problem.setup.loss.preactivation = 0.1;
@@ -50,7 +50,16 @@ TEST_P(Backends, HaveTheSameLossesForTwentySteps) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, Backends, testing::ValuesIn(kinds()),
+// One of each path through the selection and the step.
+std::vector<Kind> some_kinds() {
+    std::vector<Kind> some;
+    for (const Kind& kind : kinds())
+        for (const char* name : {"relu_dense", "jumprelu_dense", "jumprelu_sparse",
+                                 "batchtopk_part", "batchtopk_zscore_negative", "topk"})
+            if (kind.name == name) some.push_back(kind);
+    return some;
+}
+INSTANTIATE_TEST_SUITE_P(Kinds, Backends, testing::ValuesIn(some_kinds()),
                          [](const auto& param) { return param.param.name; });
 
 }  // namespace

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -77,6 +78,9 @@ class Backend {
 
     virtual std::string name() const = 0;
     virtual MemoryResource& memory() = 0;
+    /// Bytes of memory of its own, a GPU's, that are free for this rank; absent where memory() is
+    /// the host's.
+    virtual std::optional<Index> free_bytes() const = 0;
     /// Bulk collectives over `communicator` on this backend's memory. Collective.
     virtual std::unique_ptr<Collectives> collectives(const Communicator& communicator) = 0;
     virtual std::unique_ptr<StageClock> stage_clock() = 0;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "clt/backend/backend.hpp"
 #include "clt/comm/communicator.hpp"
 #include "clt/model/config.hpp"
 #include "clt/model/shape.hpp"
@@ -84,6 +85,9 @@ struct StepCost {
 };
 StepCost step_cost(const CostQuery& query);
 
+/// Sets what depends on the backend: cuda, rounded and tile. The rest must be there.
+void describe_backend(const Backend& backend, CostQuery& query);
+
 /// The least seconds of a stage, or of a step: the stages one after the other.
 double floor_s(const StageFloor& stage, const Machine& machine);
 double floor_s(const StepCost& cost, const Machine& machine);
@@ -99,7 +103,8 @@ std::string memory_summary(const StepCost& cost);
 /// is over what a host with available_bytes has for each of its ranks, or (on_device) a GPU. Not
 /// collective.
 void check_memory(const StepCost& cost, Index available_bytes, Index ranks, bool on_device = false);
-/// The same for the host this runs on. Collective over world: every rank throws or none.
-void check_memory(const StepCost& cost, const Communicator& world);
+/// The same for the host and the GPUs this runs on. Collective over world: every rank throws or
+/// none.
+void check_memory(const StepCost& cost, const Backend& backend, const Communicator& world);
 
 }  // namespace clt

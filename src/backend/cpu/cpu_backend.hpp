@@ -11,6 +11,7 @@ class CpuBackend final : public Backend {
   public:
     std::string name() const override;
     MemoryResource& memory() override;
+    std::optional<Index> free_bytes() const override { return std::nullopt; }
     std::unique_ptr<Collectives> collectives(const Communicator& communicator) override;
     std::unique_ptr<StageClock> stage_clock() override;
     void synchronize() override;

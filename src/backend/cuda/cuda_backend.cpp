@@ -66,8 +66,8 @@ class EventClock final : public StageClock {
 
 }  // namespace
 
-CudaBackend::CudaBackend(int device, bool shares_device, cuda::Precision precision)
-    : device_(device), precision_(precision), shares_device_(shares_device) {}
+CudaBackend::CudaBackend(int device, Index ranks_on_device, cuda::Precision precision)
+    : device_(device), precision_(precision), ranks_on_device_(ranks_on_device) {}
 
 CudaBackend::~CudaBackend() = default;
 
@@ -79,9 +79,13 @@ MemoryResource& CudaBackend::memory() {
     return device_.memory();
 }
 
+std::optional<Index> CudaBackend::free_bytes() const {
+    return cuda::memory_info().free_bytes / ranks_on_device_;
+}
+
 std::unique_ptr<Collectives> CudaBackend::collectives(const Communicator& communicator) {
     // NCCL refuses two ranks on one device; one rank alone needs no library.
-    if (shares_device_ || communicator.size() == 1)
+    if (ranks_on_device_ > 1 || communicator.size() == 1)
         return cuda::make_staged_collectives(communicator, device_);
     return cuda::make_nccl_collectives(communicator, device_);
 }

@@ -15,11 +15,12 @@ namespace clt {
 class CudaBackend final : public Backend {
   public:
     /// device: index on this host.  Throws LibraryError.
-    CudaBackend(int device, bool shares_device, cuda::Precision precision);
+    CudaBackend(int device, Index ranks_on_device, cuda::Precision precision);
     ~CudaBackend() override;
 
     std::string name() const override;
     MemoryResource& memory() override;
+    std::optional<Index> free_bytes() const override;
     std::unique_ptr<Collectives> collectives(const Communicator& communicator) override;
     std::unique_ptr<StageClock> stage_clock() override;
     void synchronize() override;
@@ -146,7 +147,7 @@ class CudaBackend final : public Backend {
 
     cuda::Device device_;  // outlives the buffers below
     cuda::Precision precision_;
-    bool shares_device_;
+    Index ranks_on_device_;
     bool warned_of_pins_ = false;
     Candidates kept_;  // keep() writes here, then swaps
 };

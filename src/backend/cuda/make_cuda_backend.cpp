@@ -42,11 +42,12 @@ std::unique_ptr<Backend> make_cuda_backend(const Communicator& world,
     });
     // By identity, not by number: a batch system may show each rank a device 0 of its own.
     const auto used = host.all_gather(uuid);
-    const bool alone = std::count(used.begin(), used.end(), uuid) == 1;
-    const bool shares_device = !world.agree(alone);
+    const Index ranks_on_device =
+        world.all_reduce_max(Index{std::count(used.begin(), used.end(), uuid)});
 
     std::unique_ptr<Backend> backend;
-    world.together([&] { backend = std::make_unique<CudaBackend>(device, shares_device, chosen); });
+    world.together(
+        [&] { backend = std::make_unique<CudaBackend>(device, ranks_on_device, chosen); });
     return backend;
 }
 
