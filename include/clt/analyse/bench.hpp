@@ -39,9 +39,9 @@ struct BenchOptions {
 /// One JSON object, on every rank: step_s (median; a step takes as long as its slowest rank),
 /// tokens_per_s, floor_s, floor (seconds by stage, model/cost.hpp), ratio_to_floor, stages (mean
 /// seconds by stage), peak_rss_bytes (sum over ranks) and peak_rss_bytes_max, on GPUs
-/// peak_device_bytes_max (of what was allocated), parameters, ranks,
-/// threads (of a rank), and the rates measured on a rank. Collective over `world`. Throws UserError
-/// when memory or the grid do not fit.
+/// peak_device_bytes_max (of what was allocated), parameters, ranks, threads (of a rank), and the
+/// rates measured on a rank. Collective over `world`. Throws UserError when memory or the grid do
+/// not fit.
 std::string bench_step(const BenchOptions& options, Backend& backend, const Communicator& world);
 
 }  // namespace clt
