@@ -10,6 +10,8 @@
 
 #include "backend/cuda/decode.hpp"
 
+#include <algorithm>
+
 #include "backend/cuda/gather.hpp"
 
 namespace clt::cuda {
@@ -74,16 +76,18 @@ __global__ void __launch_bounds__(sort_threads)
         counts[digit * chunks + chunk] = count[digit];
 }
 
-// A block a digit: its counts become those of the chunks before; totals[digit] is of all chunks.
-__global__ void __launch_bounds__(sort_threads)
+// A block a digit that occurs: its counts become those of the chunks before; totals[digit] is of
+// all chunks.
+template <int threads>
+__global__ void __launch_bounds__(threads)
     scan_digit(Index chunks, std::uint32_t* counts, std::uint32_t* totals) {
     std::uint32_t* count = counts + Index{blockIdx.x} * chunks;
     std::uint32_t before = 0;
-    for (Index first = 0; first < chunks; first += sort_threads) {
+    for (Index first = 0; first < chunks; first += threads) {
         const Index chunk = first + threadIdx.x;
         const std::uint32_t own = chunk < chunks ? count[chunk] : 0;
         std::uint32_t total = 0;
-        const std::uint32_t below = block_exclusive_sum<sort_threads>(own, total);
+        const std::uint32_t below = block_exclusive_sum<threads>(own, total);
         if (chunk < chunks) count[chunk] = before + below;
         before += total;
     }
@@ -94,19 +98,21 @@ __global__ void __launch_bounds__(sort_threads)
 // digits, those of its digit in chunks before, and those before it in the chunk.
 __global__ void __launch_bounds__(sort_threads)
     move_chunk(const std::uint32_t* key, const FeatureValue* entry, Index entries, int shift,
-               Index chunks, const std::uint32_t* counts, const std::uint32_t* totals,
-               std::uint32_t* key_out, FeatureValue* entry_out) {
+               int occurring, Index chunks, const std::uint32_t* counts,
+               const std::uint32_t* totals, std::uint32_t* key_out, FeatureValue* entry_out) {
     using Table = std::uint32_t[digits];
     CLT_SHARED(Table, tables, sort_warps);
     CLT_SHARED(std::uint32_t, smaller, digits);
     std::uint32_t all = 0;
-    smaller[threadIdx.x] = block_exclusive_sum<sort_threads>(totals[threadIdx.x], all);
+    const int own_digit = static_cast<int>(threadIdx.x);
+    smaller[own_digit] =
+        block_exclusive_sum<sort_threads>(own_digit < occurring ? totals[own_digit] : 0U, all);
     __syncthreads();
     const Index chunk = Index{blockIdx.x} * sort_warps + warp_of_thread();
     if (chunk >= chunks) return;
     const int lane = lane_of_thread();
     std::uint32_t* place = tables[warp_of_thread()];
-    for (int digit = lane; digit < digits; digit += warp_lanes)
+    for (int digit = lane; digit < occurring; digit += warp_lanes)
         place[digit] = smaller[digit] + counts[digit * chunks + chunk];
     __syncwarp();
     const Index end = min(entries, (chunk + 1) * chunk_entries);
@@ -282,9 +288,15 @@ EntriesByToken order_by_token(const EntriesByRow& set, void* scratch, StreamHand
     for (int shift = 0; chunks > 0 && (keys - 1) >> shift > 0; shift += digit_bits) {
         CLT_LAUNCH(count_chunk_digits, blocks, sort_threads, stream, s.key[from], set.entries,
                    shift, chunks, s.counts);
-        CLT_LAUNCH(scan_digit, digits, sort_threads, stream, chunks, s.counts, s.totals);
+        const auto occurring = static_cast<int>(std::min<Index>(digits, ((keys - 1) >> shift) + 1));
+        if (chunks > warp_lanes)
+            CLT_LAUNCH(scan_digit<sort_threads>, occurring, sort_threads, stream, chunks, s.counts,
+                       s.totals);
+        else
+            CLT_LAUNCH(scan_digit<warp_lanes>, occurring, warp_lanes, stream, chunks, s.counts,
+                       s.totals);
         CLT_LAUNCH(move_chunk, blocks, sort_threads, stream, s.key[from], s.entry[from],
-                   set.entries, shift, chunks, s.counts, s.totals, s.key[1 - from],
+                   set.entries, shift, occurring, chunks, s.counts, s.totals, s.key[1 - from],
                    s.entry[1 - from]);
         from = 1 - from;
     }
