@@ -44,8 +44,11 @@ class Kernels {
 
 std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
     const Index tiles = s.layers * part_of(s.features, std::max<Index>(1, q.tile));
-    const Index panels = s.layers * part_of(s.d, 1024);  // of a row, for the row kernels
-    const Index sources = s.layers * (s.layers + 1) / 2 * part_of(s.d, 1024);
+    // Of the rows' columns, 768 each (rows.cu).
+    const Index encoder_panels = s.layers * part_of(s.d, 768);
+    Index decoder_panels = 0;
+    for (Index targets = 1; targets <= s.layers; ++targets)
+        decoder_panels += part_of(targets * s.d, 768);
     const double x = real(float_bytes * s.batch * s.stride);
     const double own = real(float_bytes * s.replica * s.stride);
     const double slice = real(float_bytes * s.slice * s.stride);
@@ -85,11 +88,12 @@ std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
     if (q.loss.sparsity > 0) k.add("penalty", "row_norms", s.layers, 0, decoder, 0);
     if (s.ranked) {
         // Each (source, target) reads its target's slice of the gradient once from memory.
-        const double slices = real(float_bytes * s.batch * s.d) * real(sources);
-        k.add("decoder_rows", "rows", static_cast<Index>(2 * walks) * sources, 0,
+        const double slices =
+            real(float_bytes * s.batch * s.d) * real(s.layers * (s.layers + 1) / 2);
+        k.add("decoder_rows", "rows", static_cast<Index>(walks) * decoder_panels, 0,
               (5 + walks) * decoder + walks * slices, walks * row * s.entries);
         k.add("encoder_rows", "activation_gradient", 1, 0, 20 * s.entries, 0);
-        k.add("encoder_rows", "rows", static_cast<Index>(2 * walks) * panels, 0,
+        k.add("encoder_rows", "rows", static_cast<Index>(walks) * encoder_panels, 0,
               (5 + walks) * encoder + (q.rounded ? 0.5 : 0) * encoder + walks * x,
               walks * real(float_bytes * s.d) * s.entries);
     } else {
