@@ -61,13 +61,14 @@ std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
     const double encoder_flop = 2 * real(s.replica) * real(s.encoder);
     const double decoder_flop = 2 * real(s.replica) * real(s.decoder);
 
+    // An encoder product is one launch that writes the bias and one that adds the product to it.
     Kernels k;
     if (q.rounded) k.add("gather_inputs", "round", 1, 0, 1.5 * x, 0);
     if (s.ranked) {
-        k.add("encode_select", "encoder_product", tiles, encoder_flop,
+        k.add("encode_select", "encoder_product", 2 * tiles, encoder_flop,
               factor_bytes * real(s.encoder) + factor_bytes * real(s.replica * s.stride),
-              tile_values);
-        k.add("encode_select", "collect", 3 * tiles, 0, 16 * 1.25 * s.own_entries, tile_values);
+              3 * tile_values);
+        k.add("encode_select", "collect", 2 * tiles, 0, 16 * 1.25 * s.own_entries, tile_values);
         // A pass reads what it needs of each candidate; a quarter more pass the carried bound than
         // are kept.
         const double candidates = 1.25 * s.own_entries;
@@ -78,8 +79,8 @@ std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
         k.add("decode", "decode", s.layers, 0, std::min(row * s.own_entries, decoder) + own,
               row * s.own_entries + real(s.layers + 1) * own);
     } else {
-        k.add("dense_decode", "encoder_product", tiles, encoder_flop,
-              factor_bytes * real(s.encoder), tile_values);
+        k.add("dense_decode", "encoder_product", 2 * tiles, encoder_flop,
+              factor_bytes * real(s.encoder), 3 * tile_values);
         k.add("dense_decode", "activate", tiles, 0, 0, 2 * tile_values);
         k.add("dense_decode", "gemm", tiles, decoder_flop, decoder, tile_values);
     }

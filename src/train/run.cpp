@@ -31,6 +31,7 @@ class Run {
 
   private:
     StepResult advance();
+    void count_time(double seconds);
     void watch_for_divergence(const StepResult& result);
     std::optional<Evaluation> evaluate();
     TrainingRecord describe(const StepResult& result);
@@ -134,18 +135,26 @@ int Run::execute() {
 StepResult Run::advance() {
     const Stopwatch watch;
     batch_ = sources_.training->next();
-    StepResult result =
-        step_.train(batch_, step_scalars(job_.optimizer, job_.schedule, job_.loss, state_.step));
-    const double step_s = watch.seconds();
+    StepResult result;
+    try {
+        result = step_.train(batch_,
+                             step_scalars(job_.optimizer, job_.schedule, job_.loss, state_.step));
+    } catch (const LibraryError& e) {
+        throw LibraryError(fmt::format("step {}: {}", state_.step + 1, e.what()));
+    }
     ++state_.step;
     state_.tokens += batch_.tokens;
-    state_.train_s += step_s;
     ++leg_steps_;
-    leg_step_s_ += step_s;
     ++interval_steps_;
-    interval_s_ += step_s;
     interval_wait_s_ += batch_.wait_s;
+    count_time(watch.seconds());
     return result;
+}
+
+void Run::count_time(double seconds) {
+    state_.train_s += seconds;
+    leg_step_s_ += seconds;
+    interval_s_ += seconds;
 }
 
 void Run::watch_for_divergence(const StepResult& result) {
@@ -176,6 +185,10 @@ std::optional<Evaluation> Run::evaluate() {
 // Closes the interval since the last record.
 TrainingRecord Run::describe(const StepResult& result) {
     TrainingRecord record;
+    // A step may return while its update is still under way: the wait for it is training time.
+    const Stopwatch watch;
+    record.stages_s = step_.take_stage_seconds();
+    count_time(watch.seconds());
     record.step = state_.step;
     record.tokens = state_.tokens;
     record.result = result;
@@ -193,7 +206,6 @@ TrainingRecord Run::describe(const StepResult& result) {
         static_cast<double>(interval_steps_ * job_.data.batch_tokens) / interval_s_;
     record.wait_for_data_s = all_.all_reduce_max(interval_wait_s_);
     record.selection_retries = result.selection_retries - retries_before_;
-    record.stages_s = step_.take_stage_seconds();
     for (auto& [name, stage_s] : record.stages_s) stage_s /= static_cast<double>(interval_steps_);
     retries_before_ = result.selection_retries;
     interval_steps_ = 0;

@@ -71,7 +71,7 @@ TEST(DeviceMemory, FreeBlocksGoBackBeforeAnAllocationFails) {
 }
 
 TEST(DeviceMemory, OutOfMemorySaysWhatWhereAndWhatToChange) {
-    CudaBackend backend(0, false, cuda::Precision::float32);
+    CudaBackend backend(0, /*ranks_on_device=*/1, cuda::Precision::float32);
     const MemoryLimit limit(3'000'000);
     const Buffer<std::byte> moments(backend.memory(), 2'000'000, Purpose::moments);
     const std::string message = test::message_of<UserError>(
@@ -114,7 +114,7 @@ class CudaTest : public testing::Test {
     }
 
     Communicator world_ = Communicator::world();
-    CudaBackend backend_{0, /*shares_device=*/true, cuda::Precision::float32};
+    CudaBackend backend_{0, /*ranks_on_device=*/2, cuda::Precision::float32};
 };
 
 TEST_F(CudaTest, CopiesOfEverySizeArrive) {
