@@ -5,7 +5,6 @@
 #include "backend/cuda/encode.hpp"
 #include "backend/cuda/reduce.hpp"
 #include "backend/elementwise.hpp"
-#include "clt/base/float16.hpp"
 
 namespace clt::cuda {
 namespace {
@@ -24,7 +23,7 @@ __global__ void round_elements(const float* from, Index from_stride, std::uint16
     std::uint16_t* target = to + row * to_stride;
     for (int k = 0; k < round_loads; ++k) {
         const Index j = first + k * round_threads + threadIdx.x;
-        if (j < cols) target[j] = float_to_bfloat16(source[j]);
+        if (j < cols) target[j] = bfloat16_bits(source[j]);
     }
 }
 
@@ -44,9 +43,8 @@ __global__ void round_fours(const float* from, Index from_stride, std::uint16_t*
         const Index j = first + k * round_threads + threadIdx.x;
         const float4 v = values[k];
         if (j < cols4)
-            *reinterpret_cast<ushort4*>(target + 4 * j) =
-                make_ushort4(float_to_bfloat16(v.x), float_to_bfloat16(v.y), float_to_bfloat16(v.z),
-                             float_to_bfloat16(v.w));
+            *reinterpret_cast<ushort4*>(target + 4 * j) = make_ushort4(
+                bfloat16_bits(v.x), bfloat16_bits(v.y), bfloat16_bits(v.z), bfloat16_bits(v.w));
     }
 }
 
@@ -85,14 +83,6 @@ __global__ void sum_negatives_of_rows(const float* pre, Index stride, Index toke
         sum -= p[b] >= 0 ? 0.0 : static_cast<double>(p[b]);  // a NaN goes into the sum
     sum = block_sum<row_threads>(sum);
     if (threadIdx.x == 0) row_sums[t] = sum;
-}
-
-/// One block: *sum += the values.
-__global__ void add_sum(const double* values, Index n, double* sum) {
-    double own = 0;
-    for (Index i = threadIdx.x; i < n; i += row_threads) own += values[i];
-    own = block_sum<row_threads>(own);
-    if (threadIdx.x == 0) *sum += own;
 }
 
 // ---- collect ------------------------------------------------------------------------------------
@@ -289,7 +279,7 @@ void tile_sums(const Tile& tile, double* sums, StreamHandle stream) {
 void negative_sum(const Tile& tile, double* row_sums, double* sum, StreamHandle stream) {
     CLT_LAUNCH(sum_negatives_of_rows, blocks_for(tile.features, 1), row_threads, stream, tile.pre,
                tile.stride, tile.tokens, row_sums);
-    CLT_LAUNCH(add_sum, 1, row_threads, stream, row_sums, tile.features, sum);
+    add_partials(row_sums, tile.features, 1, sum, stream);
 }
 
 void collect(const CollectRule& rule, const Tile& tile, Index first_row,

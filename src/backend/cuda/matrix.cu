@@ -134,8 +134,7 @@ struct Adam {
         store(v_at, v);
         if (rounded.data == nullptr) return;
         Pack<width, std::uint16_t> low;
-        for (int i = 0; i < width; ++i)
-            low.lane[i] = __bfloat16_as_ushort(__float2bfloat16_rn(p.lane[i]));
+        for (int i = 0; i < width; ++i) low.lane[i] = bfloat16_bits(p.lane[i]);
         store(rounded.data + row * rounded.stride + col, low);
     }
 };

@@ -64,12 +64,10 @@ struct RowState {
         if (rounded == nullptr) return;
         if constexpr (width == 4)
             *reinterpret_cast<ushort4*>(rounded + column) =
-                make_ushort4(__bfloat16_as_ushort(__float2bfloat16_rn(p.at[0])),
-                             __bfloat16_as_ushort(__float2bfloat16_rn(p.at[1])),
-                             __bfloat16_as_ushort(__float2bfloat16_rn(p.at[2])),
-                             __bfloat16_as_ushort(__float2bfloat16_rn(p.at[3])));
+                make_ushort4(bfloat16_bits(p.at[0]), bfloat16_bits(p.at[1]), bfloat16_bits(p.at[2]),
+                             bfloat16_bits(p.at[3]));
         else
-            rounded[column] = __bfloat16_as_ushort(__float2bfloat16_rn(p.at[0]));
+            rounded[column] = bfloat16_bits(p.at[0]);
     }
 };
 
