@@ -71,7 +71,10 @@ def rows_of(file, text):
 def main():
     if len(sys.argv) < 2 or sys.argv[2:] not in ([], ["--update"]):
         sys.exit(__doc__)
-    entries = [entry for entry in json.loads((Path(sys.argv[1]) / "compile_commands.json").read_text())
+    commands = Path(sys.argv[1]) / "compile_commands.json"
+    if not commands.is_file():
+        sys.exit(f"{commands}: not there; expected a build folder of CMake")
+    entries = [entry for entry in json.loads(commands.read_text())
                if entry["file"].endswith(".cu") and "nvcc" in entry["command"]]
     if not entries:
         sys.exit(f"{sys.argv[1]} has no CUDA files: configure it with -DCLT_CUDA=ON")

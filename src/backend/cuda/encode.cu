@@ -5,6 +5,7 @@
 #include "backend/cuda/encode.hpp"
 #include "backend/cuda/reduce.hpp"
 #include "backend/elementwise.hpp"
+#include "clt/base/float16.hpp"
 
 namespace clt::cuda {
 namespace {
@@ -23,7 +24,7 @@ __global__ void round_elements(const float* from, Index from_stride, std::uint16
     std::uint16_t* target = to + row * to_stride;
     for (int k = 0; k < round_loads; ++k) {
         const Index j = first + k * round_threads + threadIdx.x;
-        if (j < cols) target[j] = bfloat16_bits(source[j]);
+        if (j < cols) target[j] = float_to_bfloat16(source[j]);
     }
 }
 
@@ -43,8 +44,9 @@ __global__ void round_fours(const float* from, Index from_stride, std::uint16_t*
         const Index j = first + k * round_threads + threadIdx.x;
         const float4 v = values[k];
         if (j < cols4)
-            *reinterpret_cast<ushort4*>(target + 4 * j) = make_ushort4(
-                bfloat16_bits(v.x), bfloat16_bits(v.y), bfloat16_bits(v.z), bfloat16_bits(v.w));
+            *reinterpret_cast<ushort4*>(target + 4 * j) =
+                make_ushort4(float_to_bfloat16(v.x), float_to_bfloat16(v.y), float_to_bfloat16(v.z),
+                             float_to_bfloat16(v.w));
     }
 }
 

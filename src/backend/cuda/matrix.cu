@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "backend/cuda/elements.hpp"
+#include "clt/base/float16.hpp"
 
 namespace clt::cuda {
 namespace {
@@ -134,7 +135,7 @@ struct Adam {
         store(v_at, v);
         if (rounded.data == nullptr) return;
         Pack<width, std::uint16_t> low;
-        for (int i = 0; i < width; ++i) low.lane[i] = bfloat16_bits(p.lane[i]);
+        for (int i = 0; i < width; ++i) low.lane[i] = float_to_bfloat16(p.lane[i]);
         store(rounded.data + row * rounded.stride + col, low);
     }
 };

@@ -108,11 +108,6 @@ __device__ void store_once(T* to, T value) {
 #endif
 }
 
-/// Rounded to nearest even.
-__device__ inline std::uint16_t bfloat16_bits(float value) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
-
 // ---- sums over a grid ---------------------------------------------------------------------------
 
 /// Blocks that a sum over a whole array is given at most: their number decides the order of the

@@ -11,6 +11,7 @@
 #include "backend/cuda/gather.hpp"
 #include "clt/backend/adam.hpp"
 #include "clt/backend/plain.hpp"
+#include "clt/base/float16.hpp"
 
 namespace clt::cuda {
 namespace {
@@ -64,10 +65,10 @@ struct RowState {
         if (rounded == nullptr) return;
         if constexpr (width == 4)
             *reinterpret_cast<ushort4*>(rounded + column) =
-                make_ushort4(bfloat16_bits(p.at[0]), bfloat16_bits(p.at[1]), bfloat16_bits(p.at[2]),
-                             bfloat16_bits(p.at[3]));
+                make_ushort4(float_to_bfloat16(p.at[0]), float_to_bfloat16(p.at[1]),
+                             float_to_bfloat16(p.at[2]), float_to_bfloat16(p.at[3]));
         else
-            rounded[column] = bfloat16_bits(p.at[0]);
+            rounded[column] = float_to_bfloat16(p.at[0]);
     }
 };
 
