@@ -184,6 +184,7 @@ class BadInput(unittest.TestCase):
         job = ROOT / "judge.toml"
         job.write_text(EVALUATE.format(checkpoint="half.h5"))
         self.fails(clt("evaluate", job), 2, "half.h5")
+        self.assertFalse((ROOT / "judged").exists())
 
     def test_full_disk(self):
         # A private mount namespace: the small file system is gone with the process.

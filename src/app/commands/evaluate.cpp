@@ -10,10 +10,10 @@ namespace {
 int run(const Arguments& arguments, const Communicator& world) {
     auto job = read_job<EvaluateJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "evaluate");
-    write_resolved_job(job.job.output, tables_of(job), world);
     const std::unique_ptr<Backend> backend =
         make_backend(job.job.backend, world, job.job.precision);
     evaluate(job, *backend, world);
+    write_resolved_job(job.job.output, tables_of(job), world);
     return 0;
 }
 

@@ -12,12 +12,12 @@ namespace {
 int run(const Arguments& arguments, const Communicator& world) {
     auto job = read_job<GenerateJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "generate");
-    write_resolved_job(job.job.output, tables_of(job), world);
     const std::unique_ptr<Backend> backend =
         make_backend(job.job.backend, world, job.job.precision);
     const InterruptFlag interrupt;
     const GenerateResult result =
         generate(job, *backend, world, [&] { return interrupt.raised(); });
+    write_resolved_job(job.job.output, tables_of(job), world);
     if (result.finished) return 0;
     log_info("stopped by a signal after {} tokens; the same job goes on from here", result.tokens);
     return exit_interrupted;
