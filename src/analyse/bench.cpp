@@ -99,6 +99,7 @@ std::string bench_step(const BenchOptions& options, Backend& backend, const Comm
     check_memory(cost, backend, grid.all());
 
     const Machine machine = measure_rates(backend, replica_tokens, options.d_model, grid.all());
+    backend.memory().return_free_blocks();
     const Timings timings = time_steps(options, model, backend, grid);
     const double step_s = median(timings.step_s);
 
@@ -127,6 +128,7 @@ std::string bench_step(const BenchOptions& options, Backend& backend, const Comm
     json["grid"] = {{"data", grid.data_parts()}, {"feature", grid.feature_parts()}};
     json["threads"] = omp_get_max_threads();
     json["gflops"] = machine.gflops;
+    if (machine.float32_gflops > 0) json["float32_gflops"] = machine.float32_gflops;
     json["gbytes_per_s"] = machine.gbytes_per_s;
     json["layers"] = options.layers;
     json["d_model"] = options.d_model;

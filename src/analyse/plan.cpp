@@ -4,7 +4,7 @@
 #include <filesystem>
 
 #include "clt/backend/backend.hpp"
-#include "clt/backend/cuda_tile.hpp"
+#include "clt/backend/cuda_sizes.hpp"
 #include "clt/base/error.hpp"
 #include "clt/memory/available.hpp"
 #include "clt/train/cost_query.hpp"
@@ -97,6 +97,7 @@ Plan make_plan(const TrainJob& job, const PlanOptions& options, const Communicat
     const Index replica = (job.data.batch_tokens + grid.data - 1) / grid.data;
     const bool cuda = job.job.backend == "cuda";
     plan.query.cuda = cuda;
+    if (cuda) plan.query.communicator_bytes = nccl_communicator_bytes;
     plan.query.rounded = cuda && (job.job.precision == "auto" || job.job.precision == "bfloat16");
     // A plan needs no GPU, nor a program that has the CUDA backend.
     plan.query.tile = cuda ? cuda_encode_tile(replica, h100_l2_bytes)

@@ -81,6 +81,15 @@ Machine measure_rates(Backend& backend, Index tokens, Index d_model, const Commu
                                  backend.encode(x.operand(), weight.operand(), bias.span(),
                                                 {product.span(), extent, extent});
                              });
+        if (backend.rounds_encoder())
+            machine.float32_gflops =
+                1e-9 * best_rate(2.0 * static_cast<double>(extent) * static_cast<double>(extent) *
+                                     static_cast<double>(depth),
+                                 backend, all, [&] {
+                                     backend.gemm(false, true, 1, weight.operand().value,
+                                                  x.operand().value, 0,
+                                                  {product.span(), extent, extent});
+                                 });
     }
     const Index n = std::min(16 * tokens * d_model, most_stream_elements);
     Buffer<float> arrays(memory, 4 * n, Purpose::workspace);

@@ -16,10 +16,11 @@ namespace {
 // Code, MPI, HDF5 and the BLAS with their buffers. 28 MB resident measured for `clt inspect` (Open
 // MPI 4.1, HDF5 1.10); the rest is room for buffers that grow with ranks and shapes.
 constexpr Index program_bytes = 100'000'000;
-// CUDA's context, the code of cuBLAS and NCCL and their workspaces. Estimates: about 0.5 GB of a
+// CUDA's context, the code of cuBLAS and its workspace. Estimates: about 0.5 GB of a
 // GPU and 0.4 GB of its host is what such programs show.
 constexpr Index cuda_device_bytes = 600'000'000;
 constexpr Index cuda_host_bytes = 400'000'000;
+constexpr const char* cuda_context = "CUDA and cuBLAS";
 
 std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
     const auto entries = static_cast<Index>(s.entries);
@@ -70,8 +71,10 @@ std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
         {name_of(Purpose::workspace), workspace, tokens, q.cuda},
     };
     if (q.cuda) {
-        uses.push_back(
-            {"CUDA and its libraries", cuda_device_bytes, "use fewer ranks a GPU", true});
+        const Index axes = (q.data_parts > 1 ? 1 : 0) + (q.feature_parts > 1 ? 1 : 0);
+        uses.push_back({cuda_context, cuda_device_bytes, "use fewer ranks", true});
+        if (axes > 0)  // a communicator for each, and one of all ranks
+            uses.push_back({"NCCL", (axes + 1) * q.communicator_bytes, "use fewer ranks", true});
         uses.push_back({"batches on the host", host_batches, tokens});
     }
     uses.push_back({"data windows", window, "lower data.window_tokens"});
@@ -122,8 +125,8 @@ std::vector<Traffic> communication_of(const CostQuery& q, const Sizes& s) {
 
 class Stages {
   public:
-    void add(const char* stage, double flop, double bytes) {
-        stages_.push_back({stage, flop, bytes});
+    void add(const char* stage, double flop, double bytes, double encoder_flop = 0) {
+        stages_.push_back({stage, flop, bytes, encoder_flop});
     }
     std::vector<StageFloor> take() { return std::move(stages_); }
 
@@ -153,13 +156,14 @@ std::vector<StageFloor> stages_of(const CostQuery& q, const Sizes& s) {
     Stages stages;
     stages.add("gather_inputs", 0, x_bytes + slice_bytes);
     if (s.ranked) {
-        stages.add("encode_select", own_encoder_flop, product_share * (encoder_bytes + own_bytes));
+        stages.add("encode_select", own_encoder_flop, product_share * (encoder_bytes + own_bytes),
+                   own_encoder_flop);
         stages.add(
             "decode", gathers * s.own_entries,
             std::min(real(float_bytes) * s.own_entries * s.row_width(), decoder_bytes) + own_bytes);
     } else {
         stages.add("dense_decode", own_encoder_flop + own_decoder_flop,
-                   encoder_bytes + decoder_bytes + 2 * own_bytes);
+                   encoder_bytes + decoder_bytes + 2 * own_bytes, own_encoder_flop);
     }
     stages.add("reduce", 0, own_bytes + slice_bytes);
     stages.add("residual", 0, 4 * slice_bytes);  // reads two, writes the error and its gradient
@@ -176,13 +180,15 @@ std::vector<StageFloor> stages_of(const CostQuery& q, const Sizes& s) {
                    (1 + walks) * std::max(2 * real(s.d) * s.entries, dense_flop) +
                        adam_flop * real(s.encoder),
                    encoder_optimiser * encoder_bytes +
-                       (1 + walks) * std::min(gathered * real(s.d), x_bytes));
+                       (1 + walks) * std::min(gathered * real(s.d), x_bytes),
+                   (1 + walks) * dense_flop / 2);
     } else {
         stages.add(
             "dense_rows",
             (1 + walks) * (2 * encoder_flop + 2 * decoder_flop) +
                 adam_flop * real(s.encoder + s.decoder),
-            (optimiser + walks) * (encoder_bytes + decoder_bytes) + (1 + walks) * 2 * x_bytes);
+            (optimiser + walks) * (encoder_bytes + decoder_bytes) + (1 + walks) * 2 * x_bytes,
+            (1 + walks) * encoder_flop);
     }
     return stages.take();
 }
@@ -212,6 +218,7 @@ std::string listed(const std::vector<MemoryUse>& uses) {
 void describe_backend(const Backend& backend, CostQuery& query) {
     query.cuda = backend.free_bytes().has_value();
     query.rounded = backend.rounds_encoder();
+    query.communicator_bytes = backend.communicator_bytes();
     query.tile =
         backend.encode_tile(part_of(query.batch_tokens, query.data_parts), query.shape.d_model);
 }
@@ -242,7 +249,9 @@ StepCost step_cost(const CostQuery& query) {
 
 double floor_s(const StageFloor& stage, const Machine& machine) {
     const double share = 1e9 / static_cast<double>(machine.ranks);
-    return std::max(stage.flop / (machine.gflops * share),
+    const double float32 = machine.float32_gflops > 0 ? machine.float32_gflops : machine.gflops;
+    return std::max(stage.encoder_flop / (machine.gflops * share) +
+                        (stage.flop - stage.encoder_flop) / (float32 * share),
                     stage.bytes / (machine.gbytes_per_s * share));
 }
 
@@ -284,8 +293,12 @@ void check_memory(const StepCost& cost, Index available_bytes, Index ranks, bool
 void check_memory(const StepCost& cost, const Backend& backend, const Communicator& world) {
     const Communicator host = world.split_by_host();
     world.together([&] {
-        if (const auto device_bytes = backend.free_bytes())
-            check_memory(cost, *device_bytes, 1, /*on_device=*/true);
+        if (const auto device_bytes = backend.free_bytes()) {
+            StepCost to_come = cost;  // the context is there and not among what is free
+            std::erase_if(to_come.memory,
+                          [](const MemoryUse& use) { return use.purpose == cuda_context; });
+            check_memory(to_come, *device_bytes, 1, /*on_device=*/true);
+        }
         check_memory(cost, available_host_bytes(), host.size());
     });
 }

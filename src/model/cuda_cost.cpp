@@ -31,8 +31,8 @@ Index select_passes(const CostQuery& q, const Sizes& s) {
 class Kernels {
   public:
     void add(const char* stage, const char* kernel, Index launches, double flop, double bytes,
-             double cache_bytes) {
-        kernels_.push_back({stage, kernel, launches, flop, bytes, cache_bytes});
+             double cache_bytes, bool float32 = false) {
+        kernels_.push_back({stage, kernel, launches, flop, bytes, cache_bytes, float32});
     }
     std::vector<KernelCost> take() { return std::move(kernels_); }
 
@@ -60,6 +60,10 @@ std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
     const double row = real(float_bytes) * s.row_width();
     const double encoder_flop = 2 * real(s.replica) * real(s.encoder);
     const double decoder_flop = 2 * real(s.replica) * real(s.decoder);
+    const double replicas = real(s.batch) / real(s.replica);  // the rows see all tokens
+    const double all_encoder_flop = replicas * encoder_flop;
+    const double all_decoder_flop = replicas * decoder_flop;
+    const double all_tile_values = replicas * tile_values;
 
     // An encoder product is one launch that writes the bias and one that adds the product to it.
     Kernels k;
@@ -82,7 +86,7 @@ std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
         k.add("dense_decode", "encoder_product", 2 * tiles, encoder_flop,
               factor_bytes * real(s.encoder), 3 * tile_values);
         k.add("dense_decode", "activate", tiles, 0, 0, 2 * tile_values);
-        k.add("dense_decode", "gemm", tiles, decoder_flop, decoder, tile_values);
+        k.add("dense_decode", "gemm", tiles, decoder_flop, decoder, tile_values, true);
     }
     k.add("residual", "residual", 2, 0, 4 * slice, 0);
     k.add("residual", "squared_norm", 2, 0, slice, 0);
@@ -94,13 +98,25 @@ std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
         k.add("decoder_rows", "rows", static_cast<Index>(walks) * decoder_panels, 0,
               (5 + walks) * decoder + walks * slices, walks * row * s.entries);
         k.add("encoder_rows", "activation_gradient", 1, 0, 20 * s.entries, 0);
-        k.add("encoder_rows", "rows", static_cast<Index>(walks) * encoder_panels, 0,
-              (5 + walks) * encoder + (q.rounded ? 0.5 : 0) * encoder + walks * x,
-              walks * real(float_bytes * s.d) * s.entries);
+        if (q.loss.preactivation > 0) {  // dense: encoded again, and a product for the gradient
+            k.add("encoder_rows", "encoder_product", static_cast<Index>(2 * walks) * tiles,
+                  walks * all_encoder_flop, walks * encoder, 3 * walks * all_tile_values);
+            k.add("encoder_rows", "scatter and pull up", static_cast<Index>(2 * walks) * tiles, 0,
+                  0, 4 * walks * all_tile_values);
+            k.add("encoder_rows", "gemm", static_cast<Index>(walks) * tiles,
+                  walks * all_encoder_flop, walks * encoder, walks * all_tile_values, true);
+            k.add("encoder_rows", "adam", tiles, 0, 7 * encoder, 0);
+        } else {
+            k.add("encoder_rows", "rows", static_cast<Index>(walks) * encoder_panels, 0,
+                  (5 + walks) * encoder + (q.rounded ? 0.5 : 0) * encoder + walks * x,
+                  walks * real(float_bytes * s.d) * s.entries);
+        }
     } else {
-        k.add("dense_rows", "gemm and encoder_product", static_cast<Index>(4 * walks) * tiles,
-              walks * real(s.batch) / real(s.replica) * (2 * encoder_flop + 2 * decoder_flop),
-              walks * (encoder + 2 * decoder), 0);
+        k.add("dense_rows", "encoder_product", static_cast<Index>(2 * walks) * tiles,
+              walks * all_encoder_flop, walks * encoder, 3 * walks * all_tile_values);
+        k.add("dense_rows", "gemm", static_cast<Index>(3 * walks) * tiles,
+              walks * (all_encoder_flop + 2 * all_decoder_flop), walks * (encoder + 2 * decoder),
+              4 * walks * all_tile_values, true);
         k.add("dense_rows", "adam", 2 * tiles, 0, 7 * (encoder + decoder), 0);
     }
     k.add("vectors", "column_sums", 2, 0, x, 0);
@@ -109,8 +125,10 @@ std::vector<KernelCost> cuda_kernels(const CostQuery& q, const Sizes& s) {
 }
 
 double expected_s(const KernelCost& kernel, const Machine& machine) {
-    return std::max({kernel.flop / (product_share * 1e9 * machine.gflops),
-                     kernel.bytes / (stream_share * 1e9 * machine.gbytes_per_s),
+    const double product_s = kernel.float32 && machine.float32_gflops > 0
+                                 ? kernel.flop / (1e9 * machine.float32_gflops)
+                                 : kernel.flop / (product_share * 1e9 * machine.gflops);
+    return std::max({product_s, kernel.bytes / (stream_share * 1e9 * machine.gbytes_per_s),
                      kernel.cache_bytes / cache_bytes_per_s}) +
            launch_s * static_cast<double>(kernel.launches);
 }

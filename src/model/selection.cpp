@@ -34,7 +34,11 @@ Activation activation_of(const std::string& name) {
 CollectRule collect_rule(const ModelConfig& model) {
     CollectRule rule;
     rule.activation = activation_of(model.activation);
-    rule.zscore = model.ranking == "zscore";
+    // relu and jumprelu rank nothing; column statistics would be collectives in a pass that a
+    // replica may repeat alone.
+    const bool ranked =
+        rule.activation == Activation::batchtopk || rule.activation == Activation::topk;
+    rule.zscore = ranked && model.ranking == "zscore";
     rule.keep_negative = model.keep_negative;
     rule.half_window = static_cast<float>(model.bandwidth / 2);
     return rule;
@@ -53,19 +57,15 @@ Index selection_budget(const ModelConfig& model, const Shape& shape, Index token
 }
 
 Selection::Selection(Backend& backend, const ProcessGrid& grid, Params& params,
-                     const ModelConfig& model)
+                     const ModelConfig& model, const GridCollectives& collectives)
     : backend_(backend),
       grid_(grid),
       params_(params),
       model_(model),
       rule_(collect_rule(model)),
-      all_(backend.collectives(grid.all())),
-      data_(backend.collectives(grid.data())),
-      feature_(backend.collectives(grid.feature())),
+      collectives_(collectives),
       threshold_(lowest),
       margin_(first_margin) {}
-
-Selection::~Selection() = default;
 
 const Candidates& Selection::run(const EncoderOperand& x, Index first_token, Index tokens,
                                  Span<double> negative_sum) {
@@ -133,9 +133,9 @@ void Selection::run_ranked(const EncoderOperand& x, const Problem& problem,
     if (budget == 0) {
         backend_.zero(candidates_.size.span());
     } else if (per_token()) {
-        cut(problem, feature_.get());
+        cut(problem, collectives_.feature.get());
     } else if (found > budget) {  // fewer than asked for: all are kept
-        cut(problem, all_.get());
+        cut(problem, collectives_.all.get());
         threshold_is_new_ = true;
     }
 }
@@ -183,7 +183,7 @@ void Selection::encode(const EncoderOperand& x, const Problem& problem, bool cut
             if (rule_.zscore) {
                 sums = sums_.span().subspan(0, 2 * n);
                 backend_.tile_sums(pre, sums);
-                data_->all_reduce_sum(sums);
+                collectives_.data->all_reduce_sum(sums);
             }
             if (!negative_sum.empty()) backend_.negative_sum(pre, negative_sum);
             backend_.collect(rule_, pre, row, sums, problem.tokens, bound,

@@ -29,10 +29,23 @@ constexpr Index candidate_limit(Index budget) {
     return std::max(2 * budget, Index{1} << 16);
 }
 
+/// The grid's bulk collectives. One set a step: with NCCL each takes some 0.5 GB of a GPU.
+struct GridCollectives {
+    GridCollectives(Backend& backend, const ProcessGrid& grid)
+        : all(backend.collectives(grid.all())),
+          feature(backend.collectives(grid.feature())),
+          data(backend.collectives(grid.data())) {}
+
+    std::unique_ptr<Collectives> all;      // every rank
+    std::unique_ptr<Collectives> feature;  // ranks with the same tokens, other features
+    std::unique_ptr<Collectives> data;     // ranks with the same features, other tokens
+};
+
 class Selection {
   public:
-    Selection(Backend& backend, const ProcessGrid& grid, Params& params, const ModelConfig& model);
-    ~Selection();
+    /// References must outlive it.
+    Selection(Backend& backend, const ProcessGrid& grid, Params& params, const ModelConfig& model,
+              const GridCollectives& collectives);
 
     /// The active entries of this rank's features for its replica's tokens. x: [B_r, L*d], the
     /// replica's part, tokens [first_token, ..) of `tokens` over all replicas.
@@ -72,9 +85,7 @@ class Selection {
     Params& params_;
     ModelConfig model_;
     CollectRule rule_;
-    std::unique_ptr<Collectives> all_;
-    std::unique_ptr<Collectives> data_;
-    std::unique_ptr<Collectives> feature_;
+    const GridCollectives& collectives_;
 
     Candidates candidates_;
     Cut cut_;

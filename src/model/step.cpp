@@ -25,10 +25,8 @@ Step::Impl::Impl(Backend& backend_, const ProcessGrid& grid_, Params& params_,
       loss(loss_),
       shape(params_.shape()),
       rule(collect_rule(model_)),
-      all(backend_.collectives(grid_.all())),
-      replica(backend_.collectives(grid_.feature())),
-      shard(backend_.collectives(grid_.data())),
-      selection(backend_, grid_, params_, model_),
+      collectives(backend_, grid_),
+      selection(backend_, grid_, params_, model_, collectives),
       clock(backend_.stage_clock()) {
     MemoryResource& memory = backend.memory();
     const Index stride = decoder_stride();
@@ -120,7 +118,7 @@ void Step::Impl::share_slices(Buffer<float>& buffer) {
     std::vector<Index> counts;
     for (int r = 0; r < grid.all().size(); ++r)
         counts.push_back(grid.token_slice(tokens, r).size() * decoder_stride());
-    all->all_gather(Span<const float>(slice_of(buffer)), buffer.span(), counts);
+    collectives.all->all_gather(Span<const float>(slice_of(buffer)), buffer.span(), counts);
 }
 
 // A sample of this batch decides, not the last one: a resumed run then takes the same path.
@@ -167,7 +165,7 @@ void Step::Impl::reduce_and_compare() {
     for (int r = first; r < first + grid.feature_parts(); ++r)
         counts.push_back(grid.token_slice(tokens, r).size() * stride);
     const Span<float> own_error = error.span().subspan(0, slice.size() * stride);
-    replica->reduce_scatter_sum(
+    collectives.feature->reduce_scatter_sum(
         Span<const float>(partial.span().subspan(0, own_tokens.size() * stride)), own_error,
         counts);
     stage("reduce");
@@ -179,8 +177,8 @@ void Step::Impl::reduce_and_compare() {
 }
 
 void Step::Impl::count() {
-    shard->all_reduce_sum(active_tokens.span());
-    shard->all_reduce_sum(fired_tokens.span());
+    collectives.data->all_reduce_sum(active_tokens.span());
+    collectives.data->all_reduce_sum(fired_tokens.span());
     backend.sum_parts(active_tokens.span(), layer_tokens.span());
 }
 
@@ -230,13 +228,15 @@ void Step::Impl::merge_replicas() {
     Buffer<float> pre(memory, total, Purpose::active_set);
     Buffer<float> value(memory, total, Purpose::active_set);
     const Index n = own_active.entries;
-    shard->all_gather(Span<const Index>(own_active.row_start.span().subspan(0, rows() + 1)),
-                      row_starts.span(), row_counts);
-    shard->all_gather(Span<const std::int32_t>(own_active.token.span().subspan(0, n)), token.span(),
-                      entries);
-    shard->all_gather(Span<const float>(own_active.pre.span().subspan(0, n)), pre.span(), entries);
-    shard->all_gather(Span<const float>(own_active.value.span().subspan(0, n)), value.span(),
-                      entries);
+    collectives.data->all_gather(
+        Span<const Index>(own_active.row_start.span().subspan(0, rows() + 1)), row_starts.span(),
+        row_counts);
+    collectives.data->all_gather(Span<const std::int32_t>(own_active.token.span().subspan(0, n)),
+                                 token.span(), entries);
+    collectives.data->all_gather(Span<const float>(own_active.pre.span().subspan(0, n)), pre.span(),
+                                 entries);
+    collectives.data->all_gather(Span<const float>(own_active.value.span().subspan(0, n)),
+                                 value.span(), entries);
     backend.merge(row_starts.span(), token_starts, entries, token.span(), pre.span(), value.span(),
                   rows(), tokens, merged_active);
     active = &merged_active;

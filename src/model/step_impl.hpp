@@ -103,9 +103,7 @@ struct Step::Impl {
     const LossConfig loss;
     const Shape shape;
     const CollectRule rule;
-    std::unique_ptr<Collectives> all;      // every rank
-    std::unique_ptr<Collectives> replica;  // ranks with the same tokens, other features
-    std::unique_ptr<Collectives> shard;    // ranks with the same features, other tokens
+    const GridCollectives collectives;
     Selection selection;
 
     // ---- the batch at hand

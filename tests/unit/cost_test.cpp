@@ -10,6 +10,7 @@
 #include "clt/memory/available.hpp"
 #include "clt/model/cost.hpp"
 #include "clt/train/cost_query.hpp"
+#include "model/selection.hpp"
 
 namespace clt {
 namespace {
@@ -119,6 +120,8 @@ TEST(Cost, FloorIsTheSlowerOfProductsAndTraffic) {
     EXPECT_DOUBLE_EQ(floor_s(StageFloor{"x", 5e9, 1e8}, machine), 0.1);  // 50 GFLOP/s a rank
     EXPECT_DOUBLE_EQ(floor_s(StageFloor{"x", 5e9, 1e9}, machine), 0.2);  // 5 GB/s a rank
     StepCost cost;
+    const Machine mixed{.gflops = 100, .gbytes_per_s = 10, .float32_gflops = 25};
+    EXPECT_DOUBLE_EQ(floor_s(StageFloor{"x", 6e9, 1e8, 5e9}, mixed), 0.05 + 0.04);
     cost.stages = {{"x", 5e9, 1e8}, {"y", 5e9, 1e9}};
     EXPECT_DOUBLE_EQ(floor_s(cost, machine), 0.3);
 }
@@ -150,9 +153,25 @@ TEST(Cost, CudaKeepsItsOwnMemoryAndRoundedFactors) {
         }
     }
     EXPECT_EQ(flop, 2.0 * 16 * 2 * 8 * 4);
+    EXPECT_EQ(stage(cost, "encode_select").encoder_flop, flop);
+    EXPECT_EQ(stage(cost, "decode").encoder_flop, 0);
+    query.communicator_bytes = 700'000'000;
+    query.data_parts = 2;  // one axis: NCCL communicators of it and of all ranks
+    EXPECT_EQ(bytes_of(step_cost(query), "NCCL"), 2 * 700'000'000);
     const KernelCost kernel{"s", "k", 2, 0.75e12, 0.9e9, 0};
     EXPECT_DOUBLE_EQ(expected_s(kernel, {1000, 1, 1}), 1 + 6e-6);
     EXPECT_DOUBLE_EQ(expected_s(kernel, {1000, 0.5, 1}), 2 + 6e-6);
+}
+
+TEST(CollectRule, OnlyWhatIsRankedHasScores) {
+    ModelConfig model;
+    model.ranking = "zscore";
+    for (const bool ranked : {false, true})
+        for (const char* activation :
+             {ranked ? "batchtopk" : "relu", ranked ? "topk" : "jumprelu"}) {
+            model.activation = activation;
+            EXPECT_EQ(collect_rule(model).zscore, ranked) << activation;
+        }
 }
 
 TEST(Cost, RefusesWhatDoesNotFit) {

@@ -83,6 +83,8 @@ class Backend {
     virtual std::optional<Index> free_bytes() const = 0;
     /// Bulk collectives over `communicator` on this backend's memory. Collective.
     virtual std::unique_ptr<Collectives> collectives(const Communicator& communicator) = 0;
+    /// What collectives() takes of that memory for a communicator of several ranks.
+    virtual Index communicator_bytes() const = 0;
     virtual std::unique_ptr<StageClock> stage_clock() = 0;
     /// Waits until all work given so far is done.
     virtual void synchronize() = 0;

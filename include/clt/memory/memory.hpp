@@ -80,6 +80,8 @@ class MemoryResource {
     /// was looked for and what is in use.
     void* allocate(std::size_t bytes, Purpose purpose);
     void deallocate(void* pointer, std::size_t bytes, Purpose purpose) noexcept;
+    /// Gives back what was freed and kept for reuse.
+    virtual void return_free_blocks() noexcept {}
 
     std::size_t bytes_in_use(Purpose purpose) const {
         return in_use_[static_cast<std::size_t>(purpose)];

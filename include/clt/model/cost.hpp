@@ -15,8 +15,9 @@
 namespace clt {
 
 struct CostQuery {
-    bool cuda = false;     // the CUDA backend's step: its memory is the GPU's
-    bool rounded = false;  // the encoder's product reads bfloat16 copies
+    bool cuda = false;             // the CUDA backend's step: its memory is the GPU's
+    bool rounded = false;          // the encoder's product reads bfloat16 copies
+    Index communicator_bytes = 0;  // of a GPU, for one communicator of several ranks
     Shape shape;
     ModelConfig model;
     LossConfig loss;
@@ -35,13 +36,15 @@ struct CostQuery {
 /// Rates of a host, or of one of its GPUs, shared by the ranks on it. Defaults: the development
 /// machine's 2 cores, measured: oneDNN float32 product 220 GFLOP/s, memory triad 35 GB/s.
 struct Machine {
-    double gflops = 220;
+    double gflops = 220;  // of the encoder's product, in its precision
     double gbytes_per_s = 35;
-    Index ranks = 1;  // that share the rates
+    Index ranks = 1;            // that share the rates
+    double float32_gflops = 0;  // of all other arithmetic; 0: the same
 };
 /// An H100 SXM, as measured with large arrays: bfloat16 product 798 TFLOP/s, copy 3.0 TB/s counting
-/// bytes read and written. One rank.
-inline constexpr Machine h100{798e3, 3000, 1};
+/// bytes read and written; float32 by its datasheet (67 TFLOP/s), of which products reach four
+/// fifths. One rank.
+inline constexpr Machine h100{798e3, 3000, 1, 54e3};
 inline constexpr Index h100_bytes = 80'000'000'000;
 
 struct MemoryUse {
@@ -59,6 +62,7 @@ struct StageFloor {
     std::string stage;  // as Step::take_stage_seconds() calls it
     double flop;        // of a rank
     double bytes;       // read from or written to memory by a rank; what fits a cache counts once
+    double encoder_flop = 0;  // of the flop, those of encoder products
 };
 
 /// One kernel of the CUDA backend in a step.
@@ -66,9 +70,10 @@ struct KernelCost {
     std::string stage;
     std::string kernel;
     Index launches;
-    double flop;         // of matrix products
-    double bytes;        // read from or written to device memory
-    double cache_bytes;  // gathered from or exchanged through the L2
+    double flop;           // of matrix products
+    double bytes;          // read from or written to device memory
+    double cache_bytes;    // gathered from or exchanged through the L2
+    bool float32 = false;  // the product is in float32, not in the encoder's precision
 };
 
 /// Of the rank with the most features and tokens. relu and jumprelu: the time of the dense path,
@@ -85,7 +90,8 @@ struct StepCost {
 };
 StepCost step_cost(const CostQuery& query);
 
-/// Sets what depends on the backend: cuda, rounded and tile. The rest must be there.
+/// Sets what depends on the backend: cuda, rounded, communicator_bytes and tile. The rest must be
+/// there.
 void describe_backend(const Backend& backend, CostQuery& query);
 
 /// The least seconds of a stage, or of a step: the stages one after the other.

@@ -13,6 +13,7 @@ class CpuBackend final : public Backend {
     MemoryResource& memory() override;
     std::optional<Index> free_bytes() const override { return std::nullopt; }
     std::unique_ptr<Collectives> collectives(const Communicator& communicator) override;
+    Index communicator_bytes() const override { return 0; }
     std::unique_ptr<StageClock> stage_clock() override;
     void synchronize() override;
     bool rounds_encoder() const override { return false; }

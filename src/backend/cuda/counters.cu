@@ -50,7 +50,8 @@ __global__ void count_rows(const Index* row_start, const float* value, Index row
 constexpr int sum_threads = 1024;
 
 /// A block a part.
-__global__ void sum_each(const Index* counts, Index each, Index* totals) {
+__global__ void __launch_bounds__(sum_threads)
+    sum_each(const Index* counts, Index each, Index* totals) {
     const Index* part = counts + blockIdx.x * each;
     Index sum = 0;
     for (Index i = threadIdx.x; i < each; i += sum_threads) sum += part[i];

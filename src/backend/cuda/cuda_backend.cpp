@@ -5,6 +5,7 @@
 #include <deque>
 
 #include "backend/cuda/collectives.hpp"
+#include "clt/backend/cuda_sizes.hpp"
 #include "clt/base/log.hpp"
 
 namespace clt {
@@ -88,6 +89,10 @@ std::unique_ptr<Collectives> CudaBackend::collectives(const Communicator& commun
     if (ranks_on_device_ > 1 || communicator.size() == 1)
         return cuda::make_staged_collectives(communicator, device_);
     return cuda::make_nccl_collectives(communicator, device_);
+}
+
+Index CudaBackend::communicator_bytes() const {
+    return ranks_on_device_ > 1 ? 0 : nccl_communicator_bytes;
 }
 
 std::unique_ptr<StageClock> CudaBackend::stage_clock() {

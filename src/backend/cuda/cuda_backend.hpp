@@ -22,6 +22,7 @@ class CudaBackend final : public Backend {
     MemoryResource& memory() override;
     std::optional<Index> free_bytes() const override;
     std::unique_ptr<Collectives> collectives(const Communicator& communicator) override;
+    Index communicator_bytes() const override;
     std::unique_ptr<StageClock> stage_clock() override;
     void synchronize() override;
     bool rounds_encoder() const override;

@@ -210,11 +210,15 @@ __device__ void gather_entries(const SourceDecode& source, const GatherSource& p
         unused, sum, [](int, float) {});
 }
 
-// out: the panel's first column of the token.
+// What the sources before have left there.
 template <int width>
-__device__ void add_to_out(const SourceDecode& source, float* out, int column, Floats<width> sum) {
-    if (!source.writes) add_scaled(sum, 1.0F, load_floats_once<width>(out + column));
-    store_floats_once<width>(out + column, sum);
+__device__ Floats<width> load_out(const SourceDecode& source, const float* out) {
+    return source.writes ? Floats<width>{} : load_floats_once<width>(out);
+}
+template <int width>
+__device__ void store_out(float* out, Floats<width> sum, const Floats<width>& before) {
+    add_scaled(sum, 1.0F, before);
+    store_floats_once<width>(out, sum);
 }
 
 // A warp takes a token and a panel of columns; a token with many entries is shared by the block.
@@ -247,20 +251,26 @@ __global__ void __launch_bounds__(decode_threads, 3)
         gather_entries<width, vectors>(source, panel, begin + part.begin, part.size(), part_sum);
         const Floats<width> sum = sum_of_warps<decode_warps, width>(part_sum);
         const int column = static_cast<int>(threadIdx.x) * width;
-        if (column < panel.columns)
-            add_to_out<width>(source, out + shared * source.out_stride, column, sum);
+        float* const to = out + shared * source.out_stride + column;
+        if (column < panel.columns) store_out(to, sum, load_out<width>(source, to));
     }
 
     const Index begin = __shfl_sync(all_lanes, own_start, warp);
     const int count = __shfl_sync(all_lanes, own_count, warp);
     if (first_token + warp >= source.tokens || (heavy >> warp & 1U) != 0) return;
     if (count == 0 && !source.writes) return;
+    float* const to = out + warp * source.out_stride;
+    Floats<width> before[vectors] = {};  // under way while the rows are gathered
+#pragma unroll
+    for (int n = 0; n < vectors; ++n)
+        if (column_of<width>(n) < panel.columns)
+            before[n] = load_out<width>(source, to + column_of<width>(n));
     Floats<width> sum[vectors] = {};
     gather_entries<width, vectors>(source, panel, begin, count, sum);
 #pragma unroll
     for (int n = 0; n < vectors; ++n)
         if (column_of<width>(n) < panel.columns)
-            add_to_out<width>(source, out + warp * source.out_stride, column_of<width>(n), sum[n]);
+            store_out(to + column_of<width>(n), sum[n], before[n]);
 }
 
 template <int width, int vectors>

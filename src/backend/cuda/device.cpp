@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 
 #include "clt/memory/raw.hpp"
 
@@ -94,6 +95,7 @@ Device::Device(int index, DeviceLimits limits)
       blas_(create_blas(work_.handle())) {}
 
 Device::~Device() {
+    if (std::uncaught_exceptions() > 0) return;  // see may_wait() in runtime.cpp
     try {
         synchronize();  // nothing queued may outlive what it works on
     } catch (const std::exception&) {

@@ -24,6 +24,7 @@ class DeviceMemory final : public MemoryResource {
     /// Whether the buffer around `pointer` came from the pool and nobody has asked before: queued
     /// work of its last owner may then still use it, which matters outside of stream() only.
     bool first_use_of_kept_block(const void* pointer);
+    void return_free_blocks() noexcept override;
     /// Of the free blocks the pool holds.
     std::size_t kept_bytes() const;
 
@@ -36,7 +37,6 @@ class DeviceMemory final : public MemoryResource {
     void* do_allocate(std::size_t bytes) override;
     void do_deallocate(void* pointer, std::size_t bytes) noexcept override;
     std::string place() const override;
-    void return_free_blocks() noexcept;
 
     std::string place_;
     bool keep_;

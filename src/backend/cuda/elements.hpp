@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(element_threads)
     const Index col = (Index{blockIdx.x} * blockDim.x + threadIdx.x) * width;
     if (col >= cols) return;
     const Index step = Index{gridDim.y} * blockDim.y;
+#pragma unroll 1  // nearly always one row; counting the rounds would take a division
     for (Index row = Index{blockIdx.y} * blockDim.y + threadIdx.y; row < rows; row += step)
         operation.template run<width>(row, col);
 }

@@ -2,7 +2,7 @@
 #include "backend/cuda/encode.hpp"
 
 #include "backend/cuda/cuda_backend.hpp"
-#include "clt/backend/cuda_tile.hpp"
+#include "clt/backend/cuda_sizes.hpp"
 #include "clt/memory/raw.hpp"
 
 namespace clt {

@@ -25,6 +25,13 @@ void check(cublasStatus_t code, const char* call) {
     if (code != CUBLAS_STATUS_SUCCESS) library_error(call, code, cublasGetStatusString(code));
 }
 
+// While an exception unwinds, this device may wait in a collective for ranks that will not come,
+// and every call that frees something would wait for the device. The process is about to end: its
+// words come first.
+bool may_wait() {
+    return std::uncaught_exceptions() == 0;
+}
+
 }  // namespace
 
 // ---- devices
@@ -75,7 +82,7 @@ void* allocate_device(std::size_t bytes) {
 }
 
 void free_device(void* pointer) noexcept {
-    cudaFree(pointer);
+    if (may_wait()) cudaFree(pointer);
 }
 
 void* allocate_pinned(std::size_t bytes) {
@@ -90,7 +97,7 @@ void* allocate_pinned(std::size_t bytes) {
 }
 
 void free_pinned(void* pointer) noexcept {
-    cudaFreeHost(pointer);
+    if (may_wait()) cudaFreeHost(pointer);
 }
 
 void register_host(const void* host, std::size_t bytes) {
@@ -101,7 +108,7 @@ void register_host(const void* host, std::size_t bytes) {
 }
 
 void unregister_host(const void* host) noexcept {
-    cudaHostUnregister(const_cast<void*>(host));
+    if (may_wait()) cudaHostUnregister(const_cast<void*>(host));
 }
 
 // ---- streams and events
@@ -113,7 +120,7 @@ StreamHandle create_stream() {
 }
 
 void destroy_stream(StreamHandle stream) noexcept {
-    cudaStreamDestroy(stream);
+    if (may_wait()) cudaStreamDestroy(stream);
 }
 
 void synchronize(StreamHandle stream) {
@@ -127,7 +134,7 @@ EventHandle create_event() {
 }
 
 void destroy_event(EventHandle event) noexcept {
-    cudaEventDestroy(event);
+    if (may_wait()) cudaEventDestroy(event);
 }
 
 void record(EventHandle event, StreamHandle stream) {
@@ -229,6 +236,7 @@ struct BlasHandles {
     BlasHandles(const BlasHandles&) = delete;
     BlasHandles& operator=(const BlasHandles&) = delete;
     ~BlasHandles() {
+        if (!may_wait()) return;
         plans.clear();
         cublasLtDestroy(lt);
         cublasDestroy(blas);
@@ -356,12 +364,7 @@ struct NcclCommunicator {
     NcclCommunicator(const NcclCommunicator&) = delete;
     NcclCommunicator& operator=(const NcclCommunicator&) = delete;
     ~NcclCommunicator() {
-        if (handle == nullptr) return;
-        // The orderly end waits for the other ranks, which may be elsewhere after an error.
-        if (std::uncaught_exceptions() == 0)
-            ncclCommDestroy(handle);
-        else
-            ncclCommAbort(handle);
+        if (handle != nullptr && may_wait()) ncclCommDestroy(handle);
     }
 };
 

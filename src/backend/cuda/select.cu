@@ -129,7 +129,7 @@ struct Choice {
 constexpr int choose_threads = 1024;
 
 /// One group, one block, a thread a bin.
-__global__ void choose_in_block(Choice choice) {
+__global__ void __launch_bounds__(choose_threads) choose_in_block(Choice choice) {
     const Index wanted = *choice.remaining;
     Index before = 0;
     for (Index first = 0; first < choice.bins; first += choose_threads) {
@@ -149,6 +149,7 @@ __global__ void choose_in_warps(Choice choice, Index groups) {
     const Index group = static_cast<Index>(blockIdx.x) * choose_groups + warp_of_thread();
     if (group >= groups) return;
     const Index wanted = choice.remaining[group];
+    __syncwarp();  // one of the lanes will write it
     Index before = 0;
     for (Index first = 0; first < choice.bins; first += warp_lanes) {
         const Index step = first + lane_of_thread();
@@ -199,7 +200,8 @@ __global__ void count_kept(CandidateArrays candidates, Stays stays, Index* count
 constexpr int scan_threads = 1024;
 
 /// One block: counts[chunks of the candidates] become starts, their total the new size.
-__global__ void scan_chunks(CandidateArrays candidates, Index* counts, Index* size) {
+__global__ void __launch_bounds__(scan_threads)
+    scan_chunks(CandidateArrays candidates, Index* counts, Index* size) {
     const Index chunks = (held(candidates) + chunk - 1) / chunk;
     Index before = 0;
     for (Index first = 0; first < chunks; first += scan_threads) {
