@@ -1,8 +1,7 @@
 #include "clt/train/signals.hpp"
 
-#include <signal.h>
-
 #include <array>
+#include <csignal>
 #include <cstddef>
 
 #include "clt/base/error.hpp"
@@ -10,7 +9,7 @@
 namespace clt {
 namespace {
 
-volatile sig_atomic_t g_raised = 0;
+volatile std::sig_atomic_t g_raised = 0;
 bool g_installed = false;
 struct sigaction g_before_usr1;
 struct sigaction g_before_term;
