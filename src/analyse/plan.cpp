@@ -106,7 +106,7 @@ Plan make_plan(const TrainJob& job, const PlanOptions& options, const Communicat
     const Index ranks = grid.data * grid.feature;
     plan.ranks_per_host =
         options.ranks_per_host > 0 ? std::min(options.ranks_per_host, ranks) : ranks;
-    plan.machine = cuda ? h100 : Machine();  // one rank a GPU
+    plan.machine = cuda ? h100(job.job.precision) : Machine();  // one rank a GPU
     if (!cuda) plan.machine.ranks = plan.ranks_per_host;
     if (options.gflops > 0) plan.machine.gflops = options.gflops;
     if (options.gbytes_per_s > 0) plan.machine.gbytes_per_s = options.gbytes_per_s;

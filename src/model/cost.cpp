@@ -102,7 +102,7 @@ std::vector<Traffic> communication_of(const CostQuery& q, const Sizes& s) {
 
     if (s.ranked) {
         const Index positions = (s.per_token ? 1 : s.batch) * s.layers * q.shape.features;
-        const int width = s.per_token ? 4 : 11;  // as model/selection.cpp
+        const int width = digit_bits(s.per_token);
         Index counts = 0;
         for (int bits :
              {32, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(positions)))})

@@ -21,7 +21,7 @@ double real(Index n) {
 
 /// Passes of a radix select: digits of the keys and of the positions (model/selection.cpp).
 Index select_passes(const CostQuery& q, const Sizes& s) {
-    const int width = s.per_token ? 4 : 11;
+    const int width = digit_bits(s.per_token);
     const Index columns = s.layers * q.shape.features * (s.per_token ? 1 : s.batch);
     const auto position_bits =
         static_cast<int>(std::bit_width(static_cast<std::uint64_t>(columns)));

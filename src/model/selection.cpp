@@ -36,9 +36,7 @@ CollectRule collect_rule(const ModelConfig& model) {
     rule.activation = activation_of(model.activation);
     // relu and jumprelu rank nothing; column statistics would be collectives in a pass that a
     // replica may repeat alone.
-    const bool ranked =
-        rule.activation == Activation::batchtopk || rule.activation == Activation::topk;
-    rule.zscore = ranked && model.ranking == "zscore";
+    rule.zscore = is_ranked(rule.activation) && model.ranking == "zscore";
     rule.keep_negative = model.keep_negative;
     rule.half_window = static_cast<float>(model.bandwidth / 2);
     return rule;
@@ -118,6 +116,7 @@ void Selection::run_ranked(const EncoderOperand& x, const Problem& problem,
         grid_.all().all_reduce_sum(std::span<Index>(sums));
         found = sums[0];
         if (sums[1] > 0 && budget > 0) {
+            CLT_CHECK(!cut_when_full, "{} candidates do not fit", own);
             cut_when_full = true;
         } else if (carried && found < budget) {
             ++retries_;
@@ -211,8 +210,7 @@ void Selection::cut(const Problem& problem, Collectives* across) {
     const std::vector<Index> remaining(static_cast<std::size_t>(groups), budget);
     backend_.upload(std::span<const Index>(remaining), cut_.remaining.span().subspan(0, groups));
 
-    // Wide digits for one group; narrow ones where every token has a histogram of its own.
-    const int width = per_token() ? 4 : 11;
+    const int width = digit_bits(per_token());
     counts_.reserve_discarding(memory, groups << width, Purpose::workspace);
     const auto select = [&, n_groups = groups](int key_bits, bool by_position) {
         for (int top = key_bits; top > 0;) {

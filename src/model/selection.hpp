@@ -23,6 +23,11 @@ CollectRule collect_rule(const ModelConfig& model);
 /// batchtopk: floor(k * tokens); topk: floor(k), or ceil(k * L * F) below 1 (spec 5.4, 5.5).
 Index selection_budget(const ModelConfig& model, const Shape& shape, Index tokens);
 
+/// Bits of a radix select's digit: wide for one group, narrow where every token has a histogram.
+constexpr int digit_bits(bool per_token) {
+    return per_token ? 4 : 11;
+}
+
 /// Candidates beyond this many are cut down to the budget: twice of it, but not below 65,536, as a
 /// cut costs some passes over them.
 constexpr Index candidate_limit(Index budget) {
@@ -78,7 +83,7 @@ class Selection {
     /// Cuts the candidates to the budget, over this rank alone when across is null.
     void cut(const Problem& problem, Collectives* across);
     bool per_token() const { return rule_.activation == Activation::topk; }
-    bool ranked() const { return per_token() || rule_.activation == Activation::batchtopk; }
+    bool ranked() const { return is_ranked(rule_.activation); }
 
     Backend& backend_;
     const ProcessGrid& grid_;

@@ -96,6 +96,43 @@ TEST_F(StepCases, ABudgetBeyondAllEntriesKeepsAll) {
     }
 }
 
+// A bound carried over from quiet tokens lets half of the loud ones through, more than there is
+// room for: the pass is repeated, and the selection is that of a step which carries nothing.
+TEST_F(StepCases, ABoundThatLetsTooManyThroughChangesNothing) {
+    Problem problem = random_problem({"batchtopk", "batchtopk", 3}, {2, 4, 6000}, 64, 2, 650);
+    for (double& x : problem.batches[0].inputs) x *= 1e-3;
+    for (double& x : problem.batches[1].inputs) x *= 128;
+    on_every_grid(problem.setup, [&](GridStep& step) {
+        step.set(problem.initial);
+        const Step::EvaluationSums fresh = step.sums(problem.batches[1]);
+        const StepResult quiet = step.evaluate(problem.batches[0]);
+        EXPECT_LT(quiet.threshold, 0.5);
+        const Step::EvaluationSums carried = step.sums(problem.batches[1]);
+        EXPECT_EQ(carried.active_tokens, fresh.active_tokens);
+        EXPECT_EQ(carried.error_squared, fresh.error_squared);
+        EXPECT_EQ(std::accumulate(fresh.active_tokens.begin(), fresh.active_tokens.end(), Index{0}),
+                  3 * 64);
+    });
+}
+
+// How many entries pass is not known before the first batch.
+TEST_F(StepCases, RoomForUnrankedEntriesGrows) {
+    Problem problem = random_problem({"relu_sparse", "relu"}, {2, 4, 8'000}, 16, 1, 660);
+    for (Vector& bias : problem.initial.encoder_bias)
+        std::fill(bias.begin(), bias.end(), -1.4375);  // 7.5 % pass, under the dense path's 10
+    const Forward forward = problem.setup.oracle().forward(problem.initial, problem.batches[0], 0);
+    const auto active = std::count_if(forward.activation.begin(), forward.activation.end(),
+                                      [](double a) { return a != 0; });
+    on_every_grid(problem.setup, [&](GridStep& step) {
+        step.set(problem.initial);
+        for (int repeat = 0; repeat < 2; ++repeat) {
+            const StepResult result = step.evaluate(problem.batches[0]);
+            EXPECT_FALSE(result.dense);
+            EXPECT_EQ(sum(result.l0) * 16, static_cast<double>(active));
+        }
+    });
+}
+
 // Replicas of 512 and 513 tokens must walk the same tiles, for they meet in each tile's sums; one
 // layer is wider than a tile.
 TEST_F(StepCases, ReplicasOfUnequalSizeShareTheirZScores) {

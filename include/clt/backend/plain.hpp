@@ -18,6 +18,11 @@ namespace clt {
 
 enum class Activation { batchtopk, topk, jumprelu, relu };
 
+/// Whether entries compete, so that they have scores.
+constexpr bool is_ranked(Activation activation) {
+    return activation == Activation::batchtopk || activation == Activation::topk;
+}
+
 /// A language model's non-linearity: gelu by the tanh formula (GPT-2) or by erf.
 enum class MlpActivation { gelu_tanh, gelu_erf, relu };
 

@@ -57,6 +57,19 @@ struct Matrix {
     operator Matrix<const T>() const { return {elements, rows, cols, stride}; }
 };
 
+/// Rows [first, first + n).
+template <class T>
+Matrix<T> rows_of(const Matrix<T>& m, Index first, Index n) {
+    if (n == 0 || m.elements.empty()) return {m.elements.subspan(0, 0), 0, m.cols, m.stride};
+    return {m.elements.subspan(first * m.stride, (n - 1) * m.stride + m.cols), n, m.cols, m.stride};
+}
+/// Columns [first, first + n).
+template <class T>
+Matrix<T> columns_of(const Matrix<T>& m, Index first, Index n) {
+    if (m.rows == 0 || m.elements.empty()) return {m.elements.subspan(0, 0), 0, n, m.stride};
+    return {m.elements.subspan(first, (m.rows - 1) * m.stride + n), m.rows, n, m.stride};
+}
+
 /// What memory is for; `clt plan` and out-of-memory messages report by it.
 enum class Purpose {
     parameters,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "clt/backend/backend.hpp"
@@ -41,10 +42,16 @@ struct Machine {
     Index ranks = 1;            // that share the rates
     double float32_gflops = 0;  // of all other arithmetic; 0: the same
 };
-/// An H100 SXM, as measured with large arrays: bfloat16 product 798 TFLOP/s, copy 3.0 TB/s counting
-/// bytes read and written; float32 by its datasheet (67 TFLOP/s), of which products reach four
-/// fifths. One rank.
-inline constexpr Machine h100{798e3, 3000, 1, 54e3};
+/// An H100 SXM with one rank and this precision of the encoder's product. bfloat16 and memory as
+/// measured with large arrays: 798 TFLOP/s, a copy of 3.0 TB/s counting bytes read and written;
+/// tf32 and float32 four fifths of the datasheet's 495 and 67 TFLOP/s.
+constexpr Machine h100(std::string_view precision = "auto") {
+    constexpr double tf32 = 396e3;
+    constexpr double float32 = 54e3;
+    if (precision == "float32") return {float32, 3000, 1, float32};
+    if (precision == "tf32") return {tf32, 3000, 1, tf32};  // so are all products then
+    return {798e3, 3000, 1, float32};
+}
 inline constexpr Index h100_bytes = 80'000'000'000;
 
 struct MemoryUse {

@@ -54,10 +54,10 @@ Command plan_command() {
              {"gflops", "X",
               fmt::format("Matrix rate of a host, with cuda of a GPU, in GFLOP/s (default {:g}: 2 "
                           "cores with AVX-512; {:g}: an H100)",
-                          Machine().gflops, h100.gflops)},
+                          Machine().gflops, h100().gflops)},
              {"gbps", "X",
               fmt::format("Its memory bandwidth in GB/s (default {:g}; {:g})",
-                          Machine().gbytes_per_s, h100.gbytes_per_s)}},
+                          Machine().gbytes_per_s, h100().gbytes_per_s)}},
             "train",
             run};
 }

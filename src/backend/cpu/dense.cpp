@@ -9,6 +9,7 @@
 
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
+#include "backend/shapes.hpp"
 
 namespace clt {
 
@@ -41,10 +42,7 @@ void sgemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, float 
 
 void CpuBackend::gemm(bool transpose_a, bool transpose_b, float alpha, Matrix<const float> a,
                       Matrix<const float> b, float beta, Matrix<float> c) {
-    const Index k = transpose_a ? a.rows : a.cols;
-    CLT_CHECK((transpose_a ? a.cols : a.rows) == c.rows);
-    CLT_CHECK((transpose_b ? b.cols : b.rows) == k);
-    CLT_CHECK((transpose_b ? b.rows : b.cols) == c.cols);
+    const Index k = product_depth(transpose_a, transpose_b, a, b, c);
     if (c.rows == 0 || c.cols == 0) return;
     if (k == 0) {  // BLAS libraries differ on leading dimensions of empty operands
         for (Index i = 0; i < c.rows; ++i)

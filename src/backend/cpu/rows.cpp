@@ -6,6 +6,7 @@
 #include "backend/cpu/cpu_backend.hpp"
 #include "backend/cpu/parallel.hpp"
 #include "backend/cpu/simd.hpp"
+#include "backend/shapes.hpp"
 
 namespace clt {
 
@@ -150,22 +151,16 @@ void CpuBackend::decoder_rows(ActiveSet& active, Index layer, Index features,
                               Matrix<const float> gradient, Span<const float> coefficient,
                               bool activations, const AdamStep* adam, ParamRows params,
                               Span<double> squares) {
-    const Index width = params.value.cols;
-    CLT_CHECK(gradient.rows == active.tokens && width <= gradient.cols);
+    CLT_CHECK(gradient.rows == active.tokens);
     CLT_CHECK(params.value.rows == features && (layer + 1) * features <= active.rows);
     CLT_CHECK(coefficient.empty() || coefficient.size() == features);
-    // A row of layer l ends with the last target, as G does.
-    const Index first = gradient.rows == 0 ? 0 : gradient.cols - width;
-    const Matrix<const float> targets(
-        gradient.elements.subspan(first, gradient.elements.size() - first), gradient.rows, width,
-        gradient.stride);
     const Rows rows{raw(active.row_start.span()) + layer * features,
                     raw(active.token.span()),
                     raw(active.value.span()),
                     activations ? raw(active.gradient.span()) : nullptr,
                     coefficient.empty() ? nullptr : raw(coefficient),
                     adam,
-                    targets,
+                    targets_of(gradient, params.value.cols),
                     params};
     visit(rows, double_scratch(features), squares);
 }

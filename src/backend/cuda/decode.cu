@@ -196,10 +196,10 @@ constexpr Index heavy_entries = 256;
 
 template <int width, int vectors>
 __device__ void gather_entries(const SourceDecode& source, const GatherSource& panel, Index begin,
-                               Index count, Floats<width> (&sum)[vectors]) {
+                               Index count, Pack<width> (&sum)[vectors]) {
     constexpr int in_flight = vectors > 1 ? 4 : 8;  // by registers
     const FeatureValue* entry = source.entry + begin;
-    const Floats<width> unused[vectors] = {};
+    const Pack<width> unused[vectors] = {};
     gather<width, vectors, in_flight, false>(
         panel, static_cast<int>(count),
         [&](int i) {
@@ -212,13 +212,13 @@ __device__ void gather_entries(const SourceDecode& source, const GatherSource& p
 
 // What the sources before have left there.
 template <int width>
-__device__ Floats<width> load_out(const SourceDecode& source, const float* out) {
-    return source.writes ? Floats<width>{} : load_floats_once<width>(out);
+__device__ Pack<width> load_out(const SourceDecode& source, const float* out) {
+    return source.writes ? Pack<width>{} : load_once<width>(out);
 }
 template <int width>
-__device__ void store_out(float* out, Floats<width> sum, const Floats<width>& before) {
+__device__ void store_out(float* out, Pack<width> sum, const Pack<width>& before) {
     add_scaled(sum, 1.0F, before);
-    store_floats_once<width>(out, sum);
+    store_once(out, sum);
 }
 
 // A warp takes a token and a panel of columns; a token with many entries is shared by the block.
@@ -247,9 +247,9 @@ __global__ void __launch_bounds__(decode_threads, 3)
         if ((heavy >> shared & 1U) == 0) continue;
         const Index begin = __shfl_sync(all_lanes, own_start, shared);
         const Shard part = shard_of(__shfl_sync(all_lanes, own_count, shared), warp, decode_warps);
-        Floats<width> part_sum[vectors] = {};
+        Pack<width> part_sum[vectors] = {};
         gather_entries<width, vectors>(source, panel, begin + part.begin, part.size(), part_sum);
-        const Floats<width> sum = sum_of_warps<decode_warps, width>(part_sum);
+        const Pack<width> sum = sum_of_warps<decode_warps, width>(part_sum);
         const int column = static_cast<int>(threadIdx.x) * width;
         float* const to = out + shared * source.out_stride + column;
         if (column < panel.columns) store_out(to, sum, load_out<width>(source, to));
@@ -260,12 +260,12 @@ __global__ void __launch_bounds__(decode_threads, 3)
     if (first_token + warp >= source.tokens || (heavy >> warp & 1U) != 0) return;
     if (count == 0 && !source.writes) return;
     float* const to = out + warp * source.out_stride;
-    Floats<width> before[vectors] = {};  // under way while the rows are gathered
+    Pack<width> before[vectors] = {};  // under way while the rows are gathered
 #pragma unroll
     for (int n = 0; n < vectors; ++n)
         if (column_of<width>(n) < panel.columns)
             before[n] = load_out<width>(source, to + column_of<width>(n));
-    Floats<width> sum[vectors] = {};
+    Pack<width> sum[vectors] = {};
     gather_entries<width, vectors>(source, panel, begin, count, sum);
 #pragma unroll
     for (int n = 0; n < vectors; ++n)
@@ -317,8 +317,8 @@ EntriesByToken order_by_token(const EntriesByRow& set, void* scratch, StreamHand
 
 void decode_source(const SourceDecode& source, bool wide_panels, StreamHandle stream) {
     const bool vectorised = source.width % 4 == 0 &&
-                            rows_hold_float4(source.decoder, source.decoder_stride) &&
-                            rows_hold_float4(source.out, source.out_stride);
+                            rows_hold_packs(source.decoder, source.decoder_stride) &&
+                            rows_hold_packs(source.out, source.out_stride);
     if (!vectorised)
         launch_panels<1, 4>(source, stream);
     else if (wide_panels)

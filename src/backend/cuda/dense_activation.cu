@@ -36,6 +36,20 @@ __device__ void for_packs_of_row(Index n, Body body) {
     for (Index col = Index{threadIdx.x} * width; col < n; col += Index{threads} * width) body(col);
 }
 
+// change(x, g) for every element of a row of x and the same one of its gradient.
+template <int width, class Change>
+__device__ void change_gradient_of_row(const DeviceMatrix<const float>& x,
+                                       const DeviceMatrix<float>& gradient, Index row,
+                                       Change change) {
+    for_packs_of_row<width>(x.cols, [&](Index col) {
+        const auto values = load<width>(x.data + row * x.stride + col);
+        float* const at = gradient.data + row * gradient.stride + col;
+        auto g = load<width>(at);
+        for (int i = 0; i < width; ++i) change(values.lane[i], g.lane[i]);
+        store(at, g);
+    });
+}
+
 template <class Function, int width>
 __global__ void __launch_bounds__(threads)
     activate_rows(const float* log_threshold, DeviceMatrix<const float> pre,
@@ -88,17 +102,11 @@ __global__ void __launch_bounds__(threads)
     const float scaled_norm = c * norm;
     double sum = 0;
     double slope_sum = 0;
-    for_packs_of_row<width>(value.cols, [&](Index col) {
-        const auto a = load<width>(value.data + row * value.stride + col);
-        float* const g_at = gradient.data + row * gradient.stride + col;
-        auto g = load<width>(g_at);
-        for (int i = 0; i < width; ++i) {
-            const TanhPenalty entry = tanh_penalty(scaled_norm, a.lane[i]);
-            sum += static_cast<double>(entry.value);
-            slope_sum += static_cast<double>(entry.slope) * static_cast<double>(a.lane[i]);
-            g.lane[i] += weight * scaled_norm * entry.slope;
-        }
-        store(g_at, g);
+    change_gradient_of_row<width>(value, gradient, row, [&](float a, float& g) {
+        const TanhPenalty entry = tanh_penalty(scaled_norm, a);
+        sum += static_cast<double>(entry.value);
+        slope_sum += static_cast<double>(entry.slope) * static_cast<double>(a);
+        g += weight * scaled_norm * entry.slope;
     });
     sum = block_sum<threads>(sum);
     slope_sum = block_sum<threads>(slope_sum);
@@ -114,15 +122,9 @@ __global__ void __launch_bounds__(threads)
                      float* bias_gradient) {
     const Index row = blockIdx.x;
     double bias = 0;
-    for_packs_of_row<width>(pre.cols, [&](Index col) {
-        const auto p = load<width>(pre.data + row * pre.stride + col);
-        float* const g_at = gradient.data + row * gradient.stride + col;
-        auto g = load<width>(g_at);
-        for (int i = 0; i < width; ++i) {
-            g.lane[i] = p.lane[i] > 0 ? g.lane[i] : 0.0F;
-            bias += static_cast<double>(g.lane[i]);
-        }
-        store(g_at, g);
+    change_gradient_of_row<width>(pre, gradient, row, [&](float p, float& g) {
+        g = p > 0 ? g : 0.0F;
+        bias += static_cast<double>(g);
     });
     bias = block_sum<threads>(bias);
     if (threadIdx.x == 0) bias_gradient[row] = static_cast<float>(bias);
@@ -137,17 +139,11 @@ __global__ void __launch_bounds__(threads)
     const float theta = jumprelu_threshold(log_threshold[row]);
     double bias = 0;
     double threshold = 0;
-    for_packs_of_row<width>(pre.cols, [&](Index col) {
-        const auto p = load<width>(pre.data + row * pre.stride + col);
-        float* const g_at = gradient.data + row * gradient.stride + col;
-        auto g = load<width>(g_at);
-        for (int i = 0; i < width; ++i) {
-            if (in_window(p.lane[i], theta, half_window))
-                threshold += static_cast<double>(g.lane[i] * (-p.lane[i] / bandwidth));
-            g.lane[i] = p.lane[i] >= theta ? g.lane[i] : 0.0F;
-            bias += static_cast<double>(g.lane[i]);
-        }
-        store(g_at, g);
+    change_gradient_of_row<width>(pre, gradient, row, [&](float p, float& g) {
+        if (in_window(p, theta, half_window))
+            threshold += static_cast<double>(g * (-p / bandwidth));
+        g = p >= theta ? g : 0.0F;
+        bias += static_cast<double>(g);
     });
     bias = block_sum<threads>(bias);
     threshold = block_sum<threads>(threshold);
@@ -163,15 +159,9 @@ __global__ void __launch_bounds__(threads)
                      float* bias_gradient) {
     const Index row = blockIdx.x;
     Index negative = 0;
-    for_packs_of_row<width>(pre.cols, [&](Index col) {
-        const auto p = load<width>(pre.data + row * pre.stride + col);
-        float* const g_at = gradient.data + row * gradient.stride + col;
-        auto g = load<width>(g_at);
-        for (int i = 0; i < width; ++i) {
-            g.lane[i] -= p.lane[i] < 0 ? weight : 0.0F;
-            negative += p.lane[i] < 0 ? 1 : 0;
-        }
-        store(g_at, g);
+    change_gradient_of_row<width>(pre, gradient, row, [&](float p, float& g) {
+        g -= p < 0 ? weight : 0.0F;
+        negative += p < 0 ? 1 : 0;
     });
     if (bias_gradient == nullptr) return;
     negative = block_sum<threads>(negative);

@@ -1,14 +1,12 @@
 #include "backend/cuda/cuda_backend.hpp"
+#include "backend/shapes.hpp"
 #include "clt/memory/raw.hpp"
 
 namespace clt {
 
 void CudaBackend::gemm(bool transpose_a, bool transpose_b, float alpha, Matrix<const float> a,
                        Matrix<const float> b, float beta, Matrix<float> c) {
-    const Index k = transpose_a ? a.rows : a.cols;
-    CLT_CHECK((transpose_a ? a.cols : a.rows) == c.rows);
-    CLT_CHECK((transpose_b ? b.cols : b.rows) == k);
-    CLT_CHECK((transpose_b ? b.rows : b.cols) == c.cols);
+    const Index k = product_depth(transpose_a, transpose_b, a, b, c);
     if (c.rows == 0 || c.cols == 0) return;
     // bfloat16 is for the encoder alone: its rounded factors are kept.
     const cuda::Precision precision =

@@ -1,6 +1,8 @@
 // Matrix<T> as kernels see it: a plain pointer and its sizes, without our error header.
 #pragma once
 
+#include <cstdint>
+
 #include "clt/base/types.hpp"
 
 namespace clt::cuda {
@@ -28,6 +30,13 @@ DeviceMatrix<T> as_one_row(const DeviceMatrix<T>& m) {
 template <template <class> class Matrix, class T>
 DeviceMatrix<T> device_matrix(const Matrix<T>& m) {
     return {raw(m), m.rows, m.cols, m.stride};
+}
+
+/// The same for a Matrix of bfloat16, as its bits; null where it is empty.
+template <template <class> class Matrix, class T>
+DeviceMatrix<std::uint16_t> device_bits(const Matrix<T>& m) {
+    if (m.elements.empty()) return {};
+    return {&raw(m)->bits, m.rows, m.cols, m.stride};
 }
 
 }  // namespace clt::cuda

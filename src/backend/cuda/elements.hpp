@@ -24,11 +24,34 @@ __device__ void store(T* to, const Pack<width, T>& pack) {
     *reinterpret_cast<Pack<width, T>*>(to) = pack;
 }
 
+// The same for what is used once, see reduce.hpp.
+template <int width>
+__device__ Pack<width> load_once(const float* from) {
+    if constexpr (width == 4) {
+        const float4 v = load_once(reinterpret_cast<const float4*>(from));
+        return {{v.x, v.y, v.z, v.w}};
+    } else {
+        return {{load_once(from)}};
+    }
+}
+template <int width>
+__device__ void store_once(float* to, const Pack<width>& pack) {
+    if constexpr (width == 4)
+        store_once(reinterpret_cast<float4*>(to),
+                   make_float4(pack.lane[0], pack.lane[1], pack.lane[2], pack.lane[3]));
+    else
+        store_once(to, pack.lane[0]);
+}
+
+/// Whether all rows of such a matrix begin where a pack of 4 may.
+template <class T>
+bool rows_hold_packs(const T* elements, Index stride) {
+    return stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(elements) % (4 * sizeof(T)) == 0;
+}
 /// Whether rows divide into packs of 4 without a rest.
 template <class T>
 bool divides_into_4(const DeviceMatrix<T>& m) {
-    return m.cols % 4 == 0 && m.stride % 4 == 0 &&
-           reinterpret_cast<std::uintptr_t>(m.data) % (4 * sizeof(T)) == 0;
+    return m.cols % 4 == 0 && rows_hold_packs(m.data, m.stride);
 }
 
 inline constexpr int element_threads = 256;

@@ -2,8 +2,8 @@
 // is the candidates alone.
 #include "backend/cuda/device_code.hpp"
 
+#include "backend/cuda/elements.hpp"
 #include "backend/cuda/encode.hpp"
-#include "backend/cuda/reduce.hpp"
 #include "backend/elementwise.hpp"
 #include "clt/base/float16.hpp"
 
@@ -12,43 +12,18 @@ namespace {
 
 // ---- round --------------------------------------------------------------------------------------
 
-constexpr int round_threads = 256;
-constexpr int round_loads = 4;  // in flight a thread
+struct Round {
+    DeviceMatrix<const float> from;
+    DeviceMatrix<std::uint16_t> to;
 
-/// A block rounds a piece of a row of up to round_threads * round_loads elements.
-__global__ void round_elements(const float* from, Index from_stride, std::uint16_t* to,
-                               Index to_stride, Index cols, unsigned pieces) {
-    const Index row = blockIdx.x / pieces;
-    const Index first = static_cast<Index>(blockIdx.x % pieces) * round_threads * round_loads;
-    const float* source = from + row * from_stride;
-    std::uint16_t* target = to + row * to_stride;
-    for (int k = 0; k < round_loads; ++k) {
-        const Index j = first + k * round_threads + threadIdx.x;
-        if (j < cols) target[j] = float_to_bfloat16(source[j]);
+    template <int width>
+    __device__ void run(Index row, Index col) const {
+        const auto x = load<width>(from.data + row * from.stride + col);
+        Pack<width, std::uint16_t> low;
+        for (int i = 0; i < width; ++i) low.lane[i] = float_to_bfloat16(x.lane[i]);
+        store(to.data + row * to.stride + col, low);
     }
-}
-
-/// The same with four elements in the place of one; cols4 = cols / 4.
-__global__ void round_fours(const float* from, Index from_stride, std::uint16_t* to,
-                            Index to_stride, Index cols4, unsigned pieces) {
-    const Index row = blockIdx.x / pieces;
-    const Index first = static_cast<Index>(blockIdx.x % pieces) * round_threads * round_loads;
-    const float* source = from + row * from_stride;
-    std::uint16_t* target = to + row * to_stride;
-    float4 values[round_loads];
-    for (int k = 0; k < round_loads; ++k) {
-        const Index j = first + k * round_threads + threadIdx.x;
-        if (j < cols4) values[k] = load4(source + 4 * j);
-    }
-    for (int k = 0; k < round_loads; ++k) {
-        const Index j = first + k * round_threads + threadIdx.x;
-        const float4 v = values[k];
-        if (j < cols4)
-            *reinterpret_cast<ushort4*>(target + 4 * j) =
-                make_ushort4(float_to_bfloat16(v.x), float_to_bfloat16(v.y), float_to_bfloat16(v.z),
-                             float_to_bfloat16(v.w));
-    }
-}
+};
 
 // ---- sums of rows -------------------------------------------------------------------------------
 
@@ -253,49 +228,39 @@ __global__ void append(Scan scan, const float* pre, Index stride, Index words, I
 
 }  // namespace
 
-void round(const float* from, Index from_stride, std::uint16_t* to, Index to_stride, Index rows,
-           Index cols, StreamHandle stream) {
-    if (from_stride == cols && to_stride == cols) {  // one long row
-        cols *= rows;
-        rows = rows == 0 ? 0 : 1;
-        from_stride = to_stride = cols;
+void round(DeviceMatrix<const float> from, DeviceMatrix<std::uint16_t> to, StreamHandle stream) {
+    if (is_one_row(from) && is_one_row(to)) {
+        from = as_one_row(from);
+        to = as_one_row(to);
     }
-    const bool fours = cols % 4 == 0 && rows_hold_float4(from, from_stride) && to_stride % 4 == 0 &&
-                       reinterpret_cast<std::uintptr_t>(to) % 8 == 0;
-    const Index items = fours ? cols / 4 : cols;
-    const unsigned pieces = blocks_for(items, round_threads * round_loads);
-    const auto blocks = static_cast<unsigned>(rows * pieces);
-    if (fours)
-        CLT_LAUNCH(round_fours, blocks, round_threads, stream, from, from_stride, to, to_stride,
-                   items, pieces);
-    else
-        CLT_LAUNCH(round_elements, blocks, round_threads, stream, from, from_stride, to, to_stride,
-                   items, pieces);
+    for_each_element(from.rows, from.cols, divides_into_4(from) && divides_into_4(to),
+                     Round{from, to}, stream);
 }
 
-void tile_sums(const Tile& tile, double* sums, StreamHandle stream) {
-    CLT_LAUNCH(sum_rows, blocks_for(tile.features, 1), row_threads, stream, tile.pre, tile.stride,
-               tile.tokens, sums);
+void tile_sums(const DeviceMatrix<const float>& tile, double* sums, StreamHandle stream) {
+    CLT_LAUNCH(sum_rows, blocks_for(tile.rows, 1), row_threads, stream, tile.data, tile.stride,
+               tile.cols, sums);
 }
 
-void negative_sum(const Tile& tile, double* row_sums, double* sum, StreamHandle stream) {
-    CLT_LAUNCH(sum_negatives_of_rows, blocks_for(tile.features, 1), row_threads, stream, tile.pre,
-               tile.stride, tile.tokens, row_sums);
-    add_partials(row_sums, tile.features, 1, sum, stream);
+void negative_sum(const DeviceMatrix<const float>& tile, double* row_sums, double* sum,
+                  StreamHandle stream) {
+    CLT_LAUNCH(sum_negatives_of_rows, blocks_for(tile.rows, 1), row_threads, stream, tile.data,
+               tile.stride, tile.cols, row_sums);
+    add_partials(row_sums, tile.rows, 1, sum, stream);
 }
 
-void collect(const CollectRule& rule, const Tile& tile, Index first_row,
+void collect(const CollectRule& rule, const DeviceMatrix<const float>& tile, Index first_row,
              const CollectBounds& bounds, std::uint32_t* words, Index* size_before,
              const CandidateArrays& out, StreamHandle stream) {
     const auto run = [&](auto scan) {
         using Scan = decltype(scan);
-        const Index words_of_row = (tile.tokens + warp_lanes - 1) / warp_lanes;
-        std::uint32_t* counts = words + tile.features * words_of_row;
-        CLT_LAUNCH(mark<Scan>, blocks_for(tile.features, 1), row_threads, stream, scan, tile.pre,
-                   tile.stride, tile.tokens, words_of_row, words, counts, out.size, size_before);
-        CLT_LAUNCH(append<Scan>, blocks_for(tile.features, append_rows), append_threads, stream,
-                   scan, tile.pre, tile.stride, words_of_row, tile.features, first_row, words,
-                   counts, size_before, out);
+        const Index words_of_row = (tile.cols + warp_lanes - 1) / warp_lanes;
+        std::uint32_t* counts = words + tile.rows * words_of_row;
+        CLT_LAUNCH(mark<Scan>, blocks_for(tile.rows, 1), row_threads, stream, scan, tile.data,
+                   tile.stride, tile.cols, words_of_row, words, counts, out.size, size_before);
+        CLT_LAUNCH(append<Scan>, blocks_for(tile.rows, append_rows), append_threads, stream, scan,
+                   tile.data, tile.stride, words_of_row, tile.rows, first_row, words, counts,
+                   size_before, out);
     };
     if (rule.activation == Activation::relu) return run(ReluScan{});
     if (rule.activation == Activation::jumprelu)

@@ -4,26 +4,21 @@
 
 #include <cstdint>
 
+#include "backend/cuda/device_matrix.hpp"
 #include "backend/cuda/runtime.hpp"
 #include "clt/backend/plain.hpp"
 
 namespace clt::cuda {
 
-/// to[rows, cols] = from[rows, cols] as bfloat16.
-void round(const float* from, Index from_stride, std::uint16_t* to, Index to_stride, Index rows,
-           Index cols, StreamHandle stream);
+/// to = from as bfloat16, same shape.
+void round(DeviceMatrix<const float> from, DeviceMatrix<std::uint16_t> to, StreamHandle stream);
 
-/// pre[T, B] of one tile.
-struct Tile {
-    const float* pre = nullptr;
-    Index stride = 0;
-    Index features = 0;
-    Index tokens = 0;
-};
+// tile: pre[T, B].
 /// sums[T, 2]
-void tile_sums(const Tile& tile, double* sums, StreamHandle stream);
+void tile_sums(const DeviceMatrix<const float>& tile, double* sums, StreamHandle stream);
 /// sum[1]; row_sums[T] is scratch.
-void negative_sum(const Tile& tile, double* row_sums, double* sum, StreamHandle stream);
+void negative_sum(const DeviceMatrix<const float>& tile, double* row_sums, double* sum,
+                  StreamHandle stream);
 
 /// What collect() compares with; null where the rule does not ask for it.
 struct CollectBounds {
@@ -42,11 +37,11 @@ struct CandidateArrays {
     Index capacity = 0;
 };
 /// Words that collect() needs as scratch: a bit an entry and a count a row.
-inline Index collect_words(const Tile& tile) {
-    return tile.features * ((tile.tokens + 31) / 32 + 1);
+inline Index collect_words(const DeviceMatrix<const float>& tile) {
+    return tile.rows * ((tile.cols + 31) / 32 + 1);
 }
 /// words[collect_words()] and size_before[1] are scratch.
-void collect(const CollectRule& rule, const Tile& tile, Index first_row,
+void collect(const CollectRule& rule, const DeviceMatrix<const float>& tile, Index first_row,
              const CollectBounds& bounds, std::uint32_t* words, Index* size_before,
              const CandidateArrays& out, StreamHandle stream);
 

@@ -6,13 +6,7 @@
 #include "clt/memory/raw.hpp"
 
 namespace clt {
-namespace {
-
-cuda::Tile tile_of(const Matrix<const float>& pre) {
-    return {raw(pre), pre.stride, pre.rows, pre.cols};
-}
-
-}  // namespace
+using cuda::device_matrix;
 
 Index CudaBackend::encode_tile(Index tokens, Index /*d_model*/) const {
     return cuda_encode_tile(tokens, device_.limits().l2_bytes);
@@ -20,9 +14,7 @@ Index CudaBackend::encode_tile(Index tokens, Index /*d_model*/) const {
 
 void CudaBackend::round(Matrix<const float> from, Matrix<Bfloat16> to) {
     CLT_CHECK(from.rows == to.rows && from.cols == to.cols);
-    static_assert(sizeof(Bfloat16) == sizeof(std::uint16_t));
-    cuda::round(raw(from), from.stride, reinterpret_cast<std::uint16_t*>(raw(to)), to.stride,
-                from.rows, from.cols, stream());
+    cuda::round(device_matrix(from), cuda::device_bits(to), stream());
 }
 
 void CudaBackend::encode(const EncoderOperand& x, const EncoderOperand& weight,
@@ -55,24 +47,23 @@ void CudaBackend::encode(const EncoderOperand& x, const EncoderOperand& weight,
 
 void CudaBackend::tile_sums(Matrix<const float> pre, Span<double> sums) {
     CLT_CHECK(sums.size() == 2 * pre.rows);
-    cuda::tile_sums(tile_of(pre), raw(sums), stream());
+    cuda::tile_sums(device_matrix(pre), raw(sums), stream());
 }
 
 void CudaBackend::negative_sum(Matrix<const float> pre, Span<double> sum) {
     CLT_CHECK(sum.size() == 1);
-    cuda::negative_sum(tile_of(pre), scratch<double>(pre.rows), raw(sum), stream());
+    cuda::negative_sum(device_matrix(pre), scratch<double>(pre.rows), raw(sum), stream());
 }
 
 void CudaBackend::collect(const CollectRule& rule, Matrix<const float> pre, Index first_row,
                           Span<const double> sums, Index sum_tokens, Span<const float> bound,
                           Span<const float> log_threshold, Candidates& out) {
-    const bool ranked =
-        rule.activation == Activation::batchtopk || rule.activation == Activation::topk;
+    const bool ranked = is_ranked(rule.activation);
     CLT_CHECK(rule.activation != Activation::jumprelu || log_threshold.size() == pre.rows);
     CLT_CHECK(!ranked || bound.size() == (rule.activation == Activation::topk ? pre.cols : 1));
     CLT_CHECK(!ranked || !rule.zscore || sums.size() == 2 * pre.rows);
     CLT_CHECK(!ranked || out.key.size() >= out.capacity());
-    const cuda::Tile tile = tile_of(pre);
+    const cuda::DeviceMatrix<const float> tile = device_matrix(pre);
     const cuda::CollectBounds bounds{raw(sums), sum_tokens, raw(bound), raw(log_threshold)};
     const cuda::CandidateArrays to{raw(out.size.span()), raw(out.row.span()), raw(out.token.span()),
                                    raw(out.pre.span()),  raw(out.key.span()), out.capacity()};

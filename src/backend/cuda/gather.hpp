@@ -5,53 +5,14 @@
 
 #include "backend/cuda/device_code.hpp"
 
-#include "backend/cuda/reduce.hpp"
+#include "backend/cuda/elements.hpp"
 
 namespace clt::cuda {
 
-/// Neighbours of a row that one thread moves in one access; width 1 or 4.
 template <int width>
-struct Floats {
-    float at[width];
-};
-
-template <int width>
-__device__ Floats<width> load_floats(const float* from) {
-    if constexpr (width == 4) {
-        const float4 v = load4(from);
-        return {{v.x, v.y, v.z, v.w}};
-    } else {
-        return {{*from}};
-    }
-}
-template <int width>
-__device__ Floats<width> load_floats_once(const float* from) {
-    if constexpr (width == 4) {
-        const float4 v = load_once(reinterpret_cast<const float4*>(from));
-        return {{v.x, v.y, v.z, v.w}};
-    } else {
-        return {{load_once(from)}};
-    }
-}
-template <int width>
-__device__ void store_floats(float* to, const Floats<width>& value) {
-    if constexpr (width == 4)
-        store4(to, make_float4(value.at[0], value.at[1], value.at[2], value.at[3]));
-    else
-        *to = value.at[0];
-}
-template <int width>
-__device__ void store_floats_once(float* to, const Floats<width>& value) {
-    if constexpr (width == 4)
-        store_once(reinterpret_cast<float4*>(to),
-                   make_float4(value.at[0], value.at[1], value.at[2], value.at[3]));
-    else
-        store_once(to, value.at[0]);
-}
-template <int width>
-__device__ void add_scaled(Floats<width>& sum, float factor, const Floats<width>& x) {
+__device__ void add_scaled(Pack<width>& sum, float factor, const Pack<width>& x) {
 #pragma unroll
-    for (int i = 0; i < width; ++i) sum.at[i] += factor * x.at[i];
+    for (int i = 0; i < width; ++i) sum.lane[i] += factor * x.lane[i];
 }
 
 /// One term of a sum: factor * row of the source. row < 0: nothing, and nothing is read.
@@ -79,7 +40,7 @@ struct GatherSource {
 /// before the first is used (a divisor of 32). A warp calls.
 template <int width, int vectors, int in_flight, bool with_dot, class TermOf, class AddDot>
 __device__ void gather(const GatherSource& from, int terms, const TermOf& term,
-                       const Floats<width> (&weight)[vectors], Floats<width> (&sum)[vectors],
+                       const Pack<width> (&weight)[vectors], Pack<width> (&sum)[vectors],
                        const AddDot& add_dot) {
     static_assert(warp_lanes % in_flight == 0);
     const int lane = lane_of_thread();
@@ -90,7 +51,7 @@ __device__ void gather(const GatherSource& from, int terms, const TermOf& term,
         float own_dot = 0;
 #pragma unroll 1
         for (int j = 0; j < count; j += in_flight) {
-            Floats<width> x[in_flight][vectors];
+            Pack<width> x[in_flight][vectors];
 #pragma unroll
             for (int u = 0; u < in_flight; ++u) {
                 const std::int32_t row = __shfl_sync(all_lanes, own.row, j + u);
@@ -99,7 +60,7 @@ __device__ void gather(const GatherSource& from, int terms, const TermOf& term,
                 for (int n = 0; n < vectors; ++n) {
                     x[u][n] = {};
                     if (row >= 0 && column_of<width>(n) < from.columns)
-                        x[u][n] = load_floats<width>(panel + n * warp_lanes * width);
+                        x[u][n] = load<width>(panel + n * warp_lanes * width);
                 }
             }
 #pragma unroll
@@ -111,7 +72,8 @@ __device__ void gather(const GatherSource& from, int terms, const TermOf& term,
                     add_scaled(sum[n], factor, x[u][n]);
                     if constexpr (with_dot)
 #pragma unroll
-                        for (int i = 0; i < width; ++i) product += x[u][n].at[i] * weight[n].at[i];
+                        for (int i = 0; i < width; ++i)
+                            product += x[u][n].lane[i] * weight[n].lane[i];
                 }
                 if constexpr (with_dot) {
                     product = warp_sum(product);
@@ -128,7 +90,7 @@ __device__ void gather(const GatherSource& from, int terms, const TermOf& term,
 /// beyond the panel get nothing of use). Every thread of a block of `warps` warps calls; may be
 /// called in a loop.
 template <int warps, int width, int vectors>
-__device__ Floats<width> sum_of_warps(const Floats<width> (&part)[vectors]) {
+__device__ Pack<width> sum_of_warps(const Pack<width> (&part)[vectors]) {
     constexpr int columns = vectors * warp_lanes * width;
     static_assert(vectors <= warps, "a thread for each vector of the panel");
     using Panel = float[columns];
@@ -138,15 +100,15 @@ __device__ Floats<width> sum_of_warps(const Floats<width> (&part)[vectors]) {
     for (int n = 0; n < vectors; ++n)
 #pragma unroll
         for (int i = 0; i < width; ++i)
-            part_of_warp[warp_of_thread()][column_of<width>(n) + i] = part[n].at[i];
+            part_of_warp[warp_of_thread()][column_of<width>(n) + i] = part[n].lane[i];
     __syncthreads();
-    Floats<width> sum = {};
+    Pack<width> sum = {};
     const int column = static_cast<int>(threadIdx.x) * width;
     if (column >= columns) return sum;
 #pragma unroll
     for (int warp = 0; warp < warps; ++warp)
 #pragma unroll
-        for (int i = 0; i < width; ++i) sum.at[i] += part_of_warp[warp][column + i];
+        for (int i = 0; i < width; ++i) sum.lane[i] += part_of_warp[warp][column + i];
     return sum;
 }
 

@@ -34,13 +34,9 @@ void CudaBackend::squared_norm(Matrix<const float> m, Span<double> sum) {
 void CudaBackend::adam(const AdamStep& step, Matrix<const float> g, ParamRows params) {
     const auto is_shaped = [&](const auto& m) { return m.rows == g.rows && m.cols == g.cols; };
     CLT_CHECK(is_shaped(params.value) && is_shaped(params.moment1) && is_shaped(params.moment2));
-    cuda::DeviceMatrix<std::uint16_t> rounded;
-    if (!params.rounded.elements.empty()) {
-        CLT_CHECK(is_shaped(params.rounded));
-        rounded = {&raw(params.rounded)->bits, g.rows, g.cols, params.rounded.stride};
-    }
+    CLT_CHECK(params.rounded.elements.empty() || is_shaped(params.rounded));
     cuda::adam(step, device_matrix(g), device_matrix(params.value), device_matrix(params.moment1),
-               device_matrix(params.moment2), rounded, stream());
+               device_matrix(params.moment2), cuda::device_bits(params.rounded), stream());
 }
 
 }  // namespace clt

@@ -1,5 +1,5 @@
 // What kernels share: sums and scans over a warp or a block in a fixed order, so that the bits do
-// not depend on which thread comes first; 16-byte accesses; sizes of grids.
+// not depend on which thread comes first; sizes of grids.
 //
 // Every thread of the block (the warp) must call, as with __syncthreads (__syncwarp).
 #pragma once
@@ -77,18 +77,7 @@ __device__ T block_exclusive_sum(T value, T& total) {
     return before_warp + inclusive - value;
 }
 
-// ---- 16-byte accesses ---------------------------------------------------------------------------
-
-/// Whether the rows of such a matrix of floats may be read as float4.
-inline bool rows_hold_float4(const void* elements, Index stride) {
-    return stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(elements) % 16 == 0;
-}
-__device__ inline float4 load4(const float* from) {
-    return *reinterpret_cast<const float4*>(from);
-}
-__device__ inline void store4(float* to, float4 value) {
-    *reinterpret_cast<float4*>(to) = value;
-}
+// ---- accesses -----------------------------------------------------------------------------------
 
 // Data that is used once should not push what is used again out of the caches.
 template <class T>

@@ -28,24 +28,23 @@ __global__ void __launch_bounds__(residual_threads)
     double squared = 0;
     for (Index j = Index{threadIdx.x} * width; j < r.d; j += residual_threads * width) {
         const Index column = layer * r.d + j;
-        const Floats<width> bias = load_floats<width>(r.bias + column);
-        const Floats<width> scale = load_floats<width>(r.scale + column);
+        const Pack<width> bias = load<width>(r.bias + column);
+        const Pack<width> scale = load<width>(r.scale + column);
 #pragma unroll 2
         for (Index token = first; token < end; ++token) {
             float* error = r.error + token * r.error_stride + column;
-            Floats<width> e = load_floats_once<width>(error);
-            const Floats<width> y =
-                load_floats_once<width>(r.target + token * r.target_stride + column);
-            Floats<width> g;
+            Pack<width> e = load_once<width>(error);
+            const Pack<width> y = load_once<width>(r.target + token * r.target_stride + column);
+            Pack<width> g;
 #pragma unroll
             for (int i = 0; i < width; ++i) {
-                e.at[i] = e.at[i] + bias.at[i] - y.at[i];
-                const float scaled = scale.at[i] * e.at[i];
-                g.at[i] = r.factor * scale.at[i] * scaled;
+                e.lane[i] = e.lane[i] + bias.lane[i] - y.lane[i];
+                const float scaled = scale.lane[i] * e.lane[i];
+                g.lane[i] = r.factor * scale.lane[i] * scaled;
                 squared += static_cast<double>(scaled) * static_cast<double>(scaled);
             }
-            store_floats_once<width>(error, e);
-            store_floats<width>(r.gradient + token * r.gradient_stride + column, g);
+            store_once(error, e);
+            store(r.gradient + token * r.gradient_stride + column, g);
         }
     }
     squared = block_sum<residual_threads>(squared);
@@ -108,10 +107,10 @@ __global__ void __launch_bounds__(residual_threads)
 }
 
 bool holds_vectors(const Residual& r) {
-    return r.d % 4 == 0 && rows_hold_float4(r.error, r.error_stride) &&
-           rows_hold_float4(r.target, r.target_stride) &&
-           rows_hold_float4(r.gradient, r.gradient_stride) && rows_hold_float4(r.bias, 0) &&
-           rows_hold_float4(r.scale, 0);
+    return r.d % 4 == 0 && rows_hold_packs(r.error, r.error_stride) &&
+           rows_hold_packs(r.target, r.target_stride) &&
+           rows_hold_packs(r.gradient, r.gradient_stride) && rows_hold_packs(r.bias, 0) &&
+           rows_hold_packs(r.scale, 0);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ struct RowState {
     std::uint16_t* rounded;
 
     struct Moments {
-        Floats<width> first, second;
+        Pack<width> first, second;
     };
 
     __device__ RowState(const RowVisit& visit, Index row)
@@ -47,38 +47,33 @@ struct RowState {
           rounded(visit.rounded == nullptr ? nullptr : visit.rounded + row * visit.rounded_stride) {
     }
 
-    __device__ Floats<width> weight(int column) const {
-        return load_floats_once<width>(value + column);
-    }
+    __device__ Pack<width> weight(int column) const { return load_once<width>(value + column); }
     __device__ Moments moments(int column) const {
-        return {load_floats_once<width>(moment1 + column),
-                load_floats_once<width>(moment2 + column)};
+        return {load_once<width>(moment1 + column), load_once<width>(moment2 + column)};
     }
     // One Adam step of these columns; their weight and moments have been read before.
-    __device__ void update(const AdamStep& adam, int column, const Floats<width>& g,
-                           Floats<width> p, Moments state) const {
+    __device__ void update(const AdamStep& adam, int column, const Pack<width>& g, Pack<width> p,
+                           Moments state) const {
 #pragma unroll
         for (int i = 0; i < width; ++i)
-            adam_update(adam, g.at[i], p.at[i], state.first.at[i], state.second.at[i]);
-        store_floats_once<width>(value + column, p);
-        store_floats_once<width>(moment1 + column, state.first);
-        store_floats_once<width>(moment2 + column, state.second);
+            adam_update(adam, g.lane[i], p.lane[i], state.first.lane[i], state.second.lane[i]);
+        store_once(value + column, p);
+        store_once(moment1 + column, state.first);
+        store_once(moment2 + column, state.second);
         if (rounded == nullptr) return;
-        if constexpr (width == 4)
-            *reinterpret_cast<ushort4*>(rounded + column) =
-                make_ushort4(float_to_bfloat16(p.at[0]), float_to_bfloat16(p.at[1]),
-                             float_to_bfloat16(p.at[2]), float_to_bfloat16(p.at[3]));
-        else
-            rounded[column] = float_to_bfloat16(p.at[0]);
+        Pack<width, std::uint16_t> low;
+#pragma unroll
+        for (int i = 0; i < width; ++i) low.lane[i] = float_to_bfloat16(p.lane[i]);
+        store(rounded + column, low);
     }
 };
 
 template <int width>
-__device__ double sum_of_squares(const Floats<width>& g) {
+__device__ double sum_of_squares(const Pack<width>& g) {
     double sum = 0;
 #pragma unroll
     for (int i = 0; i < width; ++i)
-        sum += static_cast<double>(g.at[i]) * static_cast<double>(g.at[i]);
+        sum += static_cast<double>(g.lane[i]) * static_cast<double>(g.lane[i]);
     return sum;
 }
 
@@ -94,7 +89,7 @@ __device__ void add_row_squares(double* row_squares, Index row, bool first_panel
 // The row's gradient, less its coefficient's part, from `count` entries of it.
 template <int width, int vectors, bool with_dot>
 __device__ void gather_row(const RowVisit& visit, Index begin, Index count,
-                           const Floats<width> (&weight)[vectors], Floats<width> (&g)[vectors]) {
+                           const Pack<width> (&weight)[vectors], Pack<width> (&g)[vectors]) {
     constexpr int in_flight = vectors > 4 ? 1 : vectors > 2 ? 2 : 4;  // by registers
     const GatherSource from{visit.source, visit.source_stride, static_cast<int>(visit.width)};
     const std::int32_t* token = visit.token + begin;
@@ -122,8 +117,8 @@ __device__ void visit_light_row(const RowVisit& visit, Index row, double* row_sq
     }
     const RowState<width> state(visit, row);
     const auto columns = static_cast<int>(visit.width);
-    Floats<width> p[vectors] = {};
-    Floats<width> g[vectors] = {};
+    Pack<width> p[vectors] = {};
+    Pack<width> g[vectors] = {};
     if (with_dot || update || coefficient != 0) {
 #pragma unroll
         for (int n = 0; n < vectors; ++n)
@@ -164,8 +159,8 @@ __device__ void visit_heavy_row(const RowVisit& visit, Index row, double* row_sq
     const Index count = visit.row_start[row + 1] - begin;
     const RowState<width> state(visit, row);
     const auto columns = static_cast<int>(visit.width);
-    Floats<width> p[vectors] = {};
-    Floats<width> part[vectors] = {};
+    Pack<width> p[vectors] = {};
+    Pack<width> part[vectors] = {};
     if constexpr (with_dot) {
 #pragma unroll
         for (int n = 0; n < vectors; ++n)
@@ -173,11 +168,11 @@ __device__ void visit_heavy_row(const RowVisit& visit, Index row, double* row_sq
     }
     const Shard own = shard_of(count, warp_of_thread(), warps_of_block);
     gather_row<width, vectors, with_dot>(visit, begin + own.begin, own.size(), p, part);
-    Floats<width> g = sum_of_warps<warps_of_block, width>(part);
+    Pack<width> g = sum_of_warps<warps_of_block, width>(part);
     const int column = static_cast<int>(threadIdx.x) * width;
     double squares = 0;
     if (column < columns) {
-        const Floats<width> weight = state.weight(column);
+        const Pack<width> weight = state.weight(column);
         add_scaled(g, coefficient_of(visit, row), weight);
         if constexpr (update)
             state.update(visit.adam, column, g, weight, state.moments(column));
@@ -262,11 +257,11 @@ struct PanelLaunch {
 };
 
 bool holds_vectors(const RowVisit& visit) {
-    return visit.width % 4 == 0 && rows_hold_float4(visit.source, visit.source_stride) &&
-           rows_hold_float4(visit.value, visit.value_stride) &&
-           rows_hold_float4(visit.moment1, visit.moment1_stride) &&
-           rows_hold_float4(visit.moment2, visit.moment2_stride) && visit.rounded_stride % 4 == 0 &&
-           reinterpret_cast<std::uintptr_t>(visit.rounded) % 8 == 0;
+    return visit.width % 4 == 0 && rows_hold_packs(visit.source, visit.source_stride) &&
+           rows_hold_packs(visit.value, visit.value_stride) &&
+           rows_hold_packs(visit.moment1, visit.moment1_stride) &&
+           rows_hold_packs(visit.moment2, visit.moment2_stride) &&
+           rows_hold_packs(visit.rounded, visit.rounded_stride);
 }
 
 RowVisit panel_of(const RowVisit& visit, Shard columns) {

@@ -1,6 +1,8 @@
 // Gradients of weight rows, fused with their update.
 #include "backend/cuda/cuda_backend.hpp"
+#include "backend/cuda/device_matrix.hpp"
 #include "backend/cuda/rows.hpp"
+#include "backend/shapes.hpp"
 #include "clt/memory/raw.hpp"
 
 namespace clt {
@@ -31,11 +33,11 @@ cuda::RowVisit visit_of(const ActiveSet& active, Index layer, Index features,
     visit.moment1_stride = params.moment1.stride;
     visit.moment2 = raw(params.moment2);
     visit.moment2_stride = params.moment2.stride;
-    if (!params.rounded.elements.empty()) {
-        CLT_CHECK(params.rounded.rows == shape.rows && params.rounded.cols == shape.cols);
-        visit.rounded = reinterpret_cast<std::uint16_t*>(raw(params.rounded));
-        visit.rounded_stride = params.rounded.stride;
-    }
+    const cuda::DeviceMatrix<std::uint16_t> rounded = cuda::device_bits(params.rounded);
+    CLT_CHECK(rounded.data == nullptr ||
+              (rounded.rows == shape.rows && rounded.cols == shape.cols));
+    visit.rounded = rounded.data;
+    visit.rounded_stride = rounded.stride;
     visit.update = adam != nullptr;
     if (visit.update) visit.adam = *adam;
     visit.squares = squares.empty() ? nullptr : raw(squares);
@@ -48,15 +50,9 @@ void CudaBackend::decoder_rows(ActiveSet& active, Index layer, Index features,
                                Matrix<const float> gradient, Span<const float> coefficient,
                                bool activations, const AdamStep* adam, ParamRows params,
                                Span<double> squares) {
-    const Index width = params.value.cols;
-    CLT_CHECK(gradient.rows == active.tokens && width <= gradient.cols);
     CLT_CHECK(coefficient.empty() || coefficient.size() == features);
-    // A row of layer l ends with the last target, as G does.
-    const Index first = gradient.rows == 0 ? 0 : gradient.cols - width;
-    const Matrix<const float> targets(
-        gradient.elements.subspan(first, gradient.elements.size() - first), gradient.rows, width,
-        gradient.stride);
-    cuda::RowVisit visit = visit_of(active, layer, features, targets, adam, params, squares);
+    cuda::RowVisit visit = visit_of(active, layer, features,
+                                    targets_of(gradient, params.value.cols), adam, params, squares);
     visit.factor = raw(active.value.span());
     visit.dot = activations ? raw(active.gradient.span()) : nullptr;
     visit.coefficient = coefficient.empty() ? nullptr : raw(coefficient);

@@ -189,7 +189,7 @@ __device__ void load_tile(const Tile& to, const float* from, Index stride, Index
         if (row < rows) {
             const float* const source = from + row * stride + at;
             if constexpr (packed) {
-                if (at < cols) value = load4(source);
+                if (at < cols) value = *reinterpret_cast<const float4*>(source);
             } else {
                 if (at < cols) value.x = source[0];
                 if (at + 1 < cols) value.y = source[1];
@@ -434,7 +434,7 @@ void attention(DeviceMatrix<const float> qkv, const QueryBlock* blocks, Index n,
     const Index width = out.cols / heads;
     const Index column_blocks = (width + tile - 1) / tile;
     const dim3 grid(blocks_for(n * heads * column_blocks, 1));
-    const bool packed = width % 4 == 0 && rows_hold_float4(qkv.data, qkv.stride);
+    const bool packed = width % 4 == 0 && rows_hold_packs(qkv.data, qkv.stride);
     if (packed)
         CLT_LAUNCH(attention_of_queries<true>, grid, dim3(threads), stream, qkv, blocks, heads,
                    width, column_blocks, out);

@@ -11,17 +11,27 @@ using emu::check_access;
 
 namespace {
 
+/// What an access's address alone says of it.
+enum class Place { fine, doubtful, words_of_arena };
+template <std::size_t bytes>
+inline Place place_of_access(const void* address, std::size_t offset) {
+    const emu::Fiber* now = emu::current;
+    if (offset < emu::arena.bytes)
+        return now != nullptr && offset % 4 == 0 ? Place::words_of_arena : Place::doubtful;
+    const auto* first = static_cast<const char*>(address);
+    const bool own =
+        now == nullptr || (first >= now->stack_low && first + bytes <= now->stack_high);
+    return own ? Place::fine : Place::doubtful;
+}
+
 /// Almost every access: whole words that are allocated and written, and whose last write is of an
 /// earlier launch, or that only this thread touched since.
 template <std::size_t bytes>
 inline bool is_plain_read(const void* address) {
     const emu::Fiber* now = emu::current;
     const std::size_t offset = emu::arena_offset(address);
-    if (now == nullptr) return offset >= emu::arena.bytes;
-    if (offset >= emu::arena.bytes)
-        return static_cast<const char*>(address) >= now->stack_low &&
-               static_cast<const char*>(address) + bytes <= now->stack_high;
-    if (offset % 4 != 0) return false;
+    const Place place = place_of_access<bytes>(address, offset);
+    if (place != Place::words_of_arena) return place == Place::fine;
     for (std::size_t word = offset / 4; word < (offset + bytes) / 4; ++word) {
         if (emu::arena.state[word] != 0xFF) return false;
         emu::Cell& cell = emu::arena.cells[word];
@@ -40,11 +50,8 @@ template <std::size_t bytes>
 inline bool is_plain_write(void* address) {
     const emu::Fiber* now = emu::current;
     const std::size_t offset = emu::arena_offset(address);
-    if (now == nullptr) return offset >= emu::arena.bytes;
-    if (offset >= emu::arena.bytes)
-        return static_cast<const char*>(address) >= now->stack_low &&
-               static_cast<const char*>(address) + bytes <= now->stack_high;
-    if (offset % 4 != 0) return false;
+    const Place place = place_of_access<bytes>(address, offset);
+    if (place != Place::words_of_arena) return place == Place::fine;
     const emu::Record floor = emu::launch_now.launch_floor;
     for (std::size_t word = offset / 4; word < (offset + bytes) / 4; ++word) {
         if (emu::arena.state[word] < 0xF0) return false;
