@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "data/batch_maker.hpp"
 
@@ -184,9 +185,7 @@ std::string DatasetSource::fingerprint() const {
     std::string text = dataset.metadata();
     for (const ChunkInfo& chunk : dataset.chunks())
         text += fmt::format(" {}:{}", chunk.id, chunk.rows);
-    std::uint64_t hash = 0xCBF29CE484222325U;
-    for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3U;
-    return fmt::format("{:016x}", hash);
+    return fingerprint_of(text);
 }
 
 std::string DatasetSource::cursor() const {

@@ -5,11 +5,11 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/log.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/data/writer.hpp"
 #include "clt/io/file.hpp"
-#include "lm/fingerprint.hpp"
 #include "lm/token_stream.hpp"
 #include "lm/tokenizer.hpp"
 #include "lm/transformer.hpp"

@@ -4,11 +4,11 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/io/file.hpp"
 #include "lm/bpe.hpp"
 #include "lm/byte_level.hpp"
-#include "lm/fingerprint.hpp"
 #include "lm/utf8.hpp"
 
 namespace clt {

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <limits>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/log.hpp"
 #include "clt/io/file.hpp"

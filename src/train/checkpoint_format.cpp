@@ -1,7 +1,6 @@
 #include "train/checkpoint_format.hpp"
 
-#include <bit>
-
+#include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/version.hpp"
 
@@ -10,16 +9,8 @@ namespace {
 
 constexpr const char* texts_entry = "texts";
 
-// Bijective in `bits` for a given id: multiplications by odd numbers and xor-shifts. Constants:
-// the golden ratio, and those of Stafford's variant 13 of the SplitMix64 finaliser.
-inline std::uint64_t mix(std::uint64_t id, std::uint64_t bits) {
-    std::uint64_t x = bits + id * 0x9E3779B97F4A7C15U;
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9U;
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EBU;
-    return x ^ (x >> 31);
-}
-
-std::uint64_t checksum_of(const std::string& text) {
+// Format 1: byte by byte.
+std::uint64_t checksum_of_text(const std::string& text) {
     std::uint64_t sum = mix(0, text.size());
     for (std::size_t i = 0; i < text.size(); ++i)
         sum += mix(i + 1, static_cast<unsigned char>(text[i]));
@@ -30,7 +21,7 @@ std::uint64_t checksum_of(const std::string& text) {
 std::uint64_t checksum_of(const CheckpointTexts& texts) {
     std::uint64_t sum = 0;
     for (const std::string* text : {&texts.header, &texts.cursor, &texts.job, &texts.extra})
-        sum = mix(sum, checksum_of(*text));
+        sum = mix(sum, checksum_of_text(*text));
     return sum;
 }
 
@@ -60,21 +51,6 @@ nlohmann::json parse_json(const std::string& path, const char* what, const std::
 
 }  // namespace
 
-std::uint64_t checksum_of(const float* values, Index count, Index first_id) {
-    std::uint64_t sum = 0;
-    for (Index i = 0; i < count; ++i)
-        sum +=
-            mix(static_cast<std::uint64_t>(first_id + i), std::bit_cast<std::uint32_t>(values[i]));
-    return sum;
-}
-
-std::uint64_t checksum_of(const Index* values, Index count, Index first_id) {
-    std::uint64_t sum = 0;
-    for (Index i = 0; i < count; ++i)
-        sum += mix(static_cast<std::uint64_t>(first_id + i), static_cast<std::uint64_t>(values[i]));
-    return sum;
-}
-
 CheckpointTexts make_texts(const Shape& shape, const ModelConfig& model,
                            const CheckpointState& state) {
     ModelConfig copy = model;
@@ -94,8 +70,8 @@ CheckpointTexts make_texts(const Shape& shape, const ModelConfig& model,
 
 void seal(CheckpointTexts& texts, const Checksums& arrays) {
     nlohmann::ordered_json sums;
-    sums[texts_entry] = fmt::format("{:016x}", checksum_of(texts));
-    for (const auto& [name, sum] : arrays) sums[name] = fmt::format("{:016x}", sum);
+    sums[texts_entry] = hexadecimal(checksum_of(texts));
+    for (const auto& [name, sum] : arrays) sums[name] = hexadecimal(sum);
     texts.checksums = sums.dump();
 }
 

@@ -22,12 +22,6 @@ struct CheckpointTexts {
 /// By array name.
 using Checksums = std::map<std::string, std::uint64_t>;
 
-/// Checksum of elements first_id, first_id + 1, ... of an array: the sum over elements of a 64-bit
-/// mix of (id, bits), so parts may be summed over ranks in any order. A single changed element
-/// always changes it.
-std::uint64_t checksum_of(const float* values, Index count, Index first_id);
-std::uint64_t checksum_of(const Index* values, Index count, Index first_id);
-
 CheckpointTexts make_texts(const Shape& shape, const ModelConfig& model,
                            const CheckpointState& state);
 /// Fills texts.checksums from the arrays' sums and the other texts.

@@ -3,110 +3,29 @@
 what is wrong, nothing half-written. usage: bad_input_test.py CLT   (Debian's python3, for h5py)"""
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-import unittest
 import unittest.mock
 from pathlib import Path
 
 import h5py
 
-SOURCE = Path(__file__).resolve().parents[2]
-CLT = None
-ROOT = None  # scratch folder; ROOT/data is a whole data set, ROOT/run a finished run
+import harness
+from harness import clt, train_job
 
-TRAIN = """
-[job]
-kind = "train"
-output = "{output}"
-[data]
-path = "{data}"
-batch_tokens = 256
-holdout_fraction = 0.1
-[model]
-features = 96
-k = 16
-[schedule]
-steps = 4
-[log]
-interval = 1
-"""
-
-EVALUATE = """
-[job]
-kind = "evaluate"
-output = "judged"
-[data]
-path = "data"
-[evaluate]
-checkpoint = "{checkpoint}"
-rows = "all"
-"""
+setUpModule = harness.set_up
 
 
-def clt(*arguments, ranks=1):
-    command = [CLT, *map(str, arguments)]
-    environment = dict(os.environ)
-    if ranks > 1:
-        command = ["mpirun", "-n", str(ranks), *command]
-    else:
-        environment["OMPI_MCA_ess_singleton_isolated"] = "1"
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
-
-
-def train_job(name, data=None, text=TRAIN):
-    """Writes ROOT/name.toml, a training job with the output ROOT/name."""
-    path = ROOT / f"{name}.toml"
-    path.write_text(text.format(output=name, data=data or "data"))
-    return path
-
-
-def setUpModule():
-    global ROOT
-    ROOT = Path(tempfile.mkdtemp(prefix="clt-bad-input-"))
-    unittest.addModuleCleanup(shutil.rmtree, ROOT)
-    for done in (
-        clt("generate", SOURCE / "jobs/generate-tiny.toml", "--set", f"job.output={ROOT}/data",
-            "--set", "data.target_tokens=4096"),
-        clt("train", train_job("run")),
-    ):
-        assert done.returncode == 0, done.stderr
-
-
-# Only a hang takes this long: other tests may share the two cores.
-TIMEOUT_S = 240
-
-
-class BadInput(unittest.TestCase):
-    def fails(self, done, code, *words):
-        """The process ended with this code and exactly one message, which has all the words."""
-        messages = [line for line in done.stderr.splitlines() if line.startswith("clt: ")]
-        self.assertEqual(done.returncode, code, done.stderr)
-        self.assertEqual(len(messages), 1, done.stderr)
-        for word in words:
-            self.assertIn(str(word), messages[0])
-        self.assertNotIn("terminate called", done.stderr)
-
-    def nothing_written(self, name):
-        left = [str(p) for p in (ROOT / name).rglob("*") if p.suffix in {".h5", ".tmp", ".hdf5"}]
-        self.assertEqual(left, [])
-
-    def damaged_data(self, name):
-        shutil.copytree(ROOT / "data", ROOT / name)
-        return ROOT / name
-
+class BadInput(harness.Case):
     def test_no_job_file(self):
-        self.fails(clt("train", ROOT / "none.toml"), 2, "none.toml")
+        self.fails(clt("train", harness.ROOT / "none.toml"), 2, "none.toml")
 
     def test_no_toml(self):
         self.fails(clt("train", train_job("prose", text="train please")), 2, "prose.toml")
 
     def test_unknown_key(self):
-        job = train_job("key", text=TRAIN.replace("features", "featuers"))
+        job = train_job("key", text=harness.TRAIN.replace("features", "featuers"))
         done = clt("train", job)
         self.assertEqual(done.returncode, 2)
         self.assertIn("featuers", done.stderr)
@@ -114,7 +33,7 @@ class BadInput(unittest.TestCase):
         self.nothing_written("key")
 
     def test_wrong_type(self):
-        job = train_job("type", text=TRAIN.replace("batch_tokens = 256", 'batch_tokens = "many"'))
+        job = train_job("type", text=harness.TRAIN.replace("batch_tokens = 256", 'batch_tokens = "many"'))
         self.fails(clt("train", job), 2, "batch_tokens", "many", "integer")
         self.nothing_written("type")
 
@@ -145,7 +64,7 @@ class BadInput(unittest.TestCase):
         with h5py.File(self.damaged_data("nan") / "chunk_0.hdf5", "r+") as file:
             file["layer_2/inputs"][17, 5] = float("nan")
         for ranks in (1, 2):
-            done = clt("train", train_job(f"has_nan{ranks}", "nan", TRAIN.replace("steps = 4", "steps = 40")), ranks=ranks)
+            done = clt("train", train_job(f"has_nan{ranks}", "nan", harness.TRAIN.replace("steps = 4", "steps = 40")), ranks=ranks)
             self.fails(done, 2, "chunk_0", "layer 2", "row 17")
             self.nothing_written(f"has_nan{ranks}")
 
@@ -160,64 +79,63 @@ class BadInput(unittest.TestCase):
         for ranks in (1, 2):
             with hidden:
                 done = clt("train", train_job(f"no_gpu{ranks}"), "--set", "job.backend=cuda", ranks=ranks)
-            self.fails(done, 2, 'backend = "cuda": ', *words[os.environ["CLT_BUILT_WITH_CUDA"]])
+            self.fails(done, 2, 'backend = "cuda": ', *words[os.environ.get("CLT_BUILT_WITH_CUDA", "0")])
             self.nothing_written(f"no_gpu{ranks}")
 
     def test_other_shape_on_resume(self):
-        done = clt("train", ROOT / "run.toml", "--resume", "--set", "model.features=128")
+        done = clt("train", harness.ROOT / "run.toml", "--resume", "--set", "model.features=128")
         self.fails(done, 2, "features")
 
     def test_run_folder_in_use(self):
-        before = (ROOT / "run/metrics.jsonl").read_bytes()
-        self.fails(clt("train", ROOT / "run.toml"), 2, "run", "--resume")
-        self.assertEqual((ROOT / "run/metrics.jsonl").read_bytes(), before)
+        before = (harness.ROOT / "run/metrics.jsonl").read_bytes()
+        self.fails(clt("train", harness.ROOT / "run.toml"), 2, "run", "--resume")
+        self.assertEqual((harness.ROOT / "run/metrics.jsonl").read_bytes(), before)
 
     def test_unwritable_output(self):
-        (ROOT / "a_file").write_text("")
-        for output in (ROOT / "a_file/run", "/proc/run"):
-            self.fails(clt("train", ROOT / "run.toml", "--set", f"job.output={output}", ranks=2), 2, output)
+        (harness.ROOT / "a_file").write_text("")
+        for output in (harness.ROOT / "a_file/run", "/proc/run"):
+            self.fails(clt("train", harness.ROOT / "run.toml", "--set", f"job.output={output}", ranks=2), 2, output)
 
     def test_damaged_checkpoint(self):
-        checkpoint = next((ROOT / "run/checkpoints").glob("*.h5"))
-        copy = ROOT / "half.h5"
+        checkpoint = next((harness.ROOT / "run/checkpoints").glob("*.h5"))
+        copy = harness.ROOT / "half.h5"
         copy.write_bytes(checkpoint.read_bytes()[:-1000])
-        job = ROOT / "judge.toml"
-        job.write_text(EVALUATE.format(checkpoint="half.h5"))
+        job = harness.ROOT / "judge.toml"
+        job.write_text(harness.EVALUATE.format(checkpoint="half.h5"))
         self.fails(clt("evaluate", job), 2, "half.h5")
-        self.assertFalse((ROOT / "judged").exists())
+        self.assertFalse((harness.ROOT / "judged").exists())
 
     def test_full_disk(self):
         # A private mount namespace: the small file system is gone with the process.
-        disk = ROOT / "disk"
+        disk = harness.ROOT / "disk"
         disk.mkdir()
         script = 'mount -t tmpfs -o size=300k none "$1" && "$2" train "$3" --set job.output="$1"/run; code=$?; ls "$1"/run/checkpoints; exit $code'
-        command = ["unshare", "--mount", "bash", "-c", script, "_", disk, CLT, ROOT / "run.toml"]
+        command = ["unshare", "--mount", "bash", "-c", script, "_", disk, harness.CLT, harness.ROOT / "run.toml"]
         if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
             self.skipTest("mounting needs root")
         environment = dict(os.environ, OMPI_MCA_ess_singleton_isolated="1")
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=TIMEOUT_S)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=harness.TIMEOUT_S)
         self.fails(done, 2, "step_4", "space")
         self.assertEqual(done.stdout.split(), [])  # no checkpoint, no temporary file
 
     def test_killed_rank(self):
-        job = train_job("killed", text=TRAIN.replace("steps = 4", "steps = 300") + "[checkpoint]\ninterval = 10\n")
-        with subprocess.Popen(["mpirun", "-n", "2", CLT, "train", job], stderr=subprocess.DEVNULL) as mpirun:
-            metrics = ROOT / "killed/metrics.jsonl"
-            deadline = time.monotonic() + TIMEOUT_S
+        job = train_job("killed", text=harness.TRAIN.replace("steps = 4", "steps = 300") + "[checkpoint]\ninterval = 10\n")
+        with subprocess.Popen(["mpirun", "-n", "2", harness.CLT, "train", job], stderr=subprocess.DEVNULL) as mpirun:
+            metrics = harness.ROOT / "killed/metrics.jsonl"
+            deadline = time.monotonic() + harness.TIMEOUT_S
             while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 20):
                 self.assertLess(time.monotonic(), deadline)
                 self.assertIsNone(mpirun.poll())
                 time.sleep(0.02)
             children = Path(f"/proc/{mpirun.pid}/task/{mpirun.pid}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGKILL)
-            self.assertNotEqual(mpirun.wait(timeout=TIMEOUT_S), 0)
+            self.assertNotEqual(mpirun.wait(timeout=harness.TIMEOUT_S), 0)
         done = clt("train", job, "--resume", ranks=2)
         self.assertEqual(done.returncode, 0, done.stderr)
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
         self.assertEqual(steps, list(range(1, 301)))
-        self.assertEqual(list((ROOT / "killed/checkpoints").glob("*tmp*")), [])
+        self.assertEqual(list((harness.ROOT / "killed/checkpoints").glob("*tmp*")), [])
 
 
 if __name__ == "__main__":
-    CLT = str(Path(sys.argv.pop(1)).resolve())
-    unittest.main()
+    harness.main()

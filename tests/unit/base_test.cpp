@@ -2,8 +2,12 @@
 
 #include <cmath>
 #include <limits>
+#include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/float16.hpp"
 #include "clt/base/philox.hpp"
 #include "clt/base/types.hpp"
@@ -109,6 +113,23 @@ TEST(Memory, OutOfMemoryNamesThePurpose) {
     } catch (const UserError& e) {
         EXPECT_NE(std::string(e.what()).find("optimiser moments"), std::string::npos) << e.what();
     }
+}
+
+TEST(ChecksumTest, PartsMayBeSummedAndEveryChangeShows) {
+    std::string bytes(100, 'x');
+    for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 7);
+    const std::span<const std::byte> all = std::as_bytes(std::span(bytes));
+    const std::uint64_t whole = checksum_of(all);
+    EXPECT_EQ(whole, checksum_of(all.first(64)) + checksum_of(all.subspan(64), 8));
+    for (std::size_t i = 0; i < bytes.size(); ++i) {
+        bytes[i] = static_cast<char>(bytes[i] ^ 1);
+        EXPECT_NE(whole, checksum_of(all)) << i;
+        bytes[i] = static_cast<char>(bytes[i] ^ 1);
+    }
+    // Zeros that fill up a word are not the same as zeros that are there.
+    EXPECT_NE(checksum_of(std::string_view("a")), checksum_of(std::string_view("a\0", 2)));
+    std::swap(bytes[0], bytes[8]);
+    EXPECT_NE(whole, checksum_of(all));
 }
 
 }  // namespace
