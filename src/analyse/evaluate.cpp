@@ -60,13 +60,15 @@ void write_results(const EvaluateJob& job, const CheckpointInfo& checkpoint,
 
 }  // namespace
 
-Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator& world) {
+Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator& world,
+                    Workers& workers) {
     const Stopwatch watch;
     const ProcessGrid grid(world, job.grid);
     const Communicator& all = grid.all();
     const CheckpointInfo checkpoint = find_checkpoint(job.evaluate.checkpoint, all);
-    const std::unique_ptr<BatchSource> source = make_evaluation_source(
-        job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all", grid, backend);
+    const std::unique_ptr<BatchSource> source =
+        make_evaluation_source(job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all",
+                               grid, backend, workers);
     if (source == nullptr)
         user_error(
             "[evaluate] rows = \"heldout\", but nothing is held out: set [data] holdout_fraction "
@@ -78,7 +80,6 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
 
     Params params(backend, checkpoint.shape, grid.feature_shard(checkpoint.shape.features),
                   checkpoint.model, /*seed=*/0);
-    source->quiesce();
     read_checkpoint(checkpoint.path, backend, grid, params, Span<Index>(), /*moments=*/false);
     const LossConfig loss;
     Step step(backend, grid, params, checkpoint.model, loss, source->error_scale(),

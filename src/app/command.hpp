@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "app/arguments.hpp"
+#include "clt/base/worker.hpp"
 #include "clt/comm/communicator.hpp"
 
 namespace clt {
@@ -16,7 +17,7 @@ struct Command {
     std::vector<OptionSpec> options;
     std::string job_kind;  // of the job file it reads; empty: none
     /// Returns the exit code. Collective over world.
-    int (*run)(const Arguments& arguments, const Communicator& world);
+    int (*run)(const Arguments& arguments, const Communicator& world, Workers& workers);
 };
 
 Command generate_command();

@@ -77,23 +77,28 @@ bool answered_at_once(const std::vector<std::string>& words) {
     return true;
 }
 
-int run_command(const std::vector<std::string>& words, const Communicator& world) {
+int run_command(const std::vector<std::string>& words, const Communicator& world,
+                Workers& workers) {
     const Command& command = find_command(words[0]);
     const Arguments arguments(command.name, {words.begin() + 1, words.end()}, command.options,
                               command.positional);
     const auto threads = arguments.positive_integer("threads");
     omp_set_num_threads(threads ? static_cast<int>(*threads) : threads_per_rank(world));
-    return command.run(arguments, world);
+    return command.run(arguments, world, workers);
 }
 
 int run_on_ranks(const std::vector<std::string>& words) {
     const Communicator world = Communicator::world();
     const Communicator meeting = world.duplicate();  // for failures alone: nothing else waits on it
+    Workers workers;
     try {
-        return run_command(words, world);
+        return run_command(words, world, workers);
     } catch (...) {
         const Failure failure = current_failure();
         if (meeting.all_arrive_within(arrival_timeout_s)) {
+            // All ranks have failed alike, so all have given their workers the same tasks: those
+            // end, also where they are in the middle of a collective read.
+            workers.finish();
             if (world.rank() == 0) report(failure.message, "clt: ");
             return failure.exit_code;
         }

@@ -8,6 +8,7 @@
 #include "clt/backend/host_batch.hpp"
 #include "clt/comm/process_grid.hpp"
 #include "data/row_converter.hpp"
+#include "data/sampler.hpp"
 #include "data/window_reader.hpp"
 
 namespace clt {

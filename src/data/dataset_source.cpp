@@ -1,8 +1,9 @@
 #include "data/dataset_source.hpp"
 
-#include <array>
 #include <deque>
+#include <future>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "clt/base/checksum.hpp"
@@ -46,72 +47,81 @@ struct DatasetSource::Shared {
     }
 };
 
-// Batches go round: free_ -> the maker -> ready_ -> the caller (current_) -> free_.
+// What is under way from one position of the stream on.
+//   request(b): reads for batch b -> io     batch b -> batches     (main, in lockstep)
+//   io waits for the window that a batch frees; that batch was requested before and has its buffer,
+//   so it never waits for main. A batch waits for reads that were given before it.
 struct DatasetSource::Pipeline {
-    Pipeline(Shared& shared, StreamPosition start, const ProcessGrid& grid)
-        : background(shared.plan.prefetch > 0),
-          reader(*shared.dataset, shared.plan.units, shared.sampler, start, shared.reading,
-                 background),
-          maker(*shared.dataset, shared.plan.units, shared.sampler, start, shared.plan.batch_tokens,
+    Pipeline(Shared& shared, StreamPosition start, const ProcessGrid& grid, Workers& threads)
+        : workers(threads),
+          batch_tokens(shared.plan.batch_tokens),
+          reader(*shared.dataset, shared.plan.units, shared.reading),
+          maker(*shared.dataset, shared.plan.units, shared.sampler, start, batch_tokens,
                 shared.converter, grid, reader, shared.exchanging),
-          batches(shared.batches),
-          thread([this] { return !free.empty(); }, [this] { return make_one(); }) {
-        for (std::size_t i = 1; i < batches.size(); ++i) free.push_back(i);
-        if (background) thread.start();
+          takes(shared.sampler, start),
+          batches(shared.batches) {
+        for (std::size_t buffer = 0; buffer < batches.size(); ++buffer) request(buffer);
     }
 
-    bool make_one() {
-        std::size_t i = 0;
-        thread.locked([&] {
-            i = free.front();
-            free.pop_front();
-        });
-        maker.make(batches[i]);
-        thread.locked([&] { ready.push_back(i); });
-        return batches[i].view.tokens > 0;
-    }
-
+    /// The oldest batch requested; the one given before is requested anew into its buffer.
     const MadeBatch& next() {
-        if (!background) {
-            maker.make(batches[current]);
-            return batches[current];
+        if (in_use) request(*in_use);
+        const auto [buffer, made] = requested.front();
+        requested.pop_front();
+        in_use = buffer;
+        made.get();
+        return batches[buffer];
+    }
+
+    void request(std::size_t buffer) {
+        // The takes of this batch, and one ahead.
+        end += batch_tokens;
+        while (!takes.done() && last_take_begin < end) {
+            last_take_begin = takes_end;
+            takes_end += takes.take().count;
+            last_read = workers.io.give([this, unit = takes.take().unit] { reader.read(unit); });
+            takes.advance();
         }
-        reader.release();
-        thread.locked([&] { free.push_back(current); });
-        thread.wait([&] { return !ready.empty(); });
-        thread.locked([&] {
-            CLT_CHECK(!ready.empty());
-            current = ready.front();
-            ready.pop_front();
-        });
-        return batches[current];
+        requested.emplace_back(buffer, workers.batches.give([this, buffer] { make(buffer); }));
+        last_batch = requested.back().second;
     }
 
-    /// Collective. The maker first: to finish its step it may need the reader.
-    void stop(const Communicator& control) {
-        if (!background) return;
-        reader.release();
-        thread.stop(control);
-        reader.stop(control);
-    }
-    void abandon() {
-        thread.abandon();
-        reader.abandon();
+    void make(std::size_t buffer) {
+        if (failed) return;
+        try {
+            maker.make(batches[buffer]);
+        } catch (...) {
+            failed = true;
+            reader.give_up();
+            throw;
+        }
     }
 
-    bool background;
+    /// Waits until everything requested has run. All ranks have requested the same.
+    void drain() const {
+        if (last_read.valid()) last_read.wait();
+        if (last_batch.valid()) last_batch.wait();
+    }
+
+    Workers& workers;
+    Index batch_tokens;
     WindowReader reader;
     BatchMaker maker;
+    TakeStream takes;  // whose reads are given
+    Index end = 0;     // tokens from the start position to the end of the last batch requested
+    Index takes_end = 0;
+    Index last_take_begin = -1;
     std::vector<MadeBatch>& batches;
-    std::size_t current = 0;
-    std::deque<std::size_t> free, ready;
-    LockstepThread thread;
+    std::deque<std::pair<std::size_t, std::shared_future<void>>> requested;  // oldest first
+    std::optional<std::size_t> in_use;
+    std::shared_future<void> last_read, last_batch;
+    bool failed = false;  // of the thread that makes batches
 };
 
 DatasetSource::DatasetSource(std::shared_ptr<const ActivationDataset> dataset,
                              DatasetSourcePlan plan, RowConverter converter,
-                             const ProcessGrid& grid, Backend& backend)
-    : grid_(&grid), backend_(&backend), control_(grid.all().duplicate()) {
+                             const ProcessGrid& grid, Backend& backend, Workers& workers)
+    : grid_(&grid), backend_(&backend), workers_(&workers) {
     SamplerSettings settings = sampler_settings(plan);
     shared_.reset(new Shared{std::move(dataset),
                              std::move(plan),
@@ -124,16 +134,14 @@ DatasetSource::DatasetSource(std::shared_ptr<const ActivationDataset> dataset,
 }
 
 DatasetSource::~DatasetSource() {
-    if (pipeline_ == nullptr) return;
     if (std::uncaught_exceptions() == 0) {
         stop();
         return;
     }
-    // Other ranks may be elsewhere and the job is about to be aborted: a thread that waits for them
-    // keeps what it uses.
-    pipeline_->abandon();
+    // Tasks may still run and wait for other ranks. When all ranks have failed alike, main lets the
+    // workers finish; else it aborts the job. What they use stays.
     static_cast<void>(pipeline_.release());
-    static_cast<void>(std::make_unique<std::shared_ptr<Shared>>(shared_).release());
+    static_cast<void>(shared_.release());
 }
 
 Index DatasetSource::layers() const {
@@ -154,7 +162,7 @@ HostBatch DatasetSource::next() {
     const Stopwatch watch;
     if (pipeline_ == nullptr) {
         if (shared_->batches.empty()) shared_->make_batches(*grid_, *backend_);
-        pipeline_ = std::make_unique<Pipeline>(*shared_, position_, *grid_);
+        pipeline_ = std::make_unique<Pipeline>(*shared_, position_, *grid_, *workers_);
     }
     try {
         const MadeBatch& batch = pipeline_->next();
@@ -169,13 +177,9 @@ HostBatch DatasetSource::next() {
     }
 }
 
-void DatasetSource::quiesce() {
-    if (pipeline_ != nullptr) pipeline_->reader.hold(control_);
-}
-
 void DatasetSource::stop() {
     if (pipeline_ == nullptr) return;
-    pipeline_->stop(control_);
+    pipeline_->drain();
     pipeline_.reset();
 }
 

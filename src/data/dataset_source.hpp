@@ -1,5 +1,5 @@
-// The batch source over an activation data set: reader, batch maker and their threads, put together
-// and torn down as a whole.
+// The batch source over an activation data set. next() runs in lockstep on all ranks and gives two
+// threads their tasks: one reads windows of rows, one makes batches of them.
 #pragma once
 
 #include <memory>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "clt/backend/backend.hpp"
+#include "clt/base/worker.hpp"
 #include "clt/comm/process_grid.hpp"
 #include "clt/data/batch_source.hpp"
 #include "data/row_converter.hpp"
@@ -27,23 +28,23 @@ struct DatasetSourcePlan {
 
 class DatasetSource final : public BatchSource {
   public:
-    /// Collective over grid.all(), as is destruction. The grid and the backend, which batches are
-    /// uploaded to, must outlive it.
+    /// Collective over grid.all(), as is destruction. The grid, the backend, which batches are
+    /// uploaded to, and the workers must outlive it.
     DatasetSource(std::shared_ptr<const ActivationDataset> dataset, DatasetSourcePlan plan,
-                  RowConverter converter, const ProcessGrid& grid, Backend& backend);
+                  RowConverter converter, const ProcessGrid& grid, Backend& backend,
+                  Workers& workers);
     ~DatasetSource() override;
 
     Index layers() const override;
     Index d_model() const override;
     Index tokens() const override;
     HostBatch next() override;
-    void quiesce() override;
     std::string cursor() const override;
     void seek(const std::string& cursor) override;
     const std::vector<float>& error_scale() const override;
 
   private:
-    struct Shared;    // what threads use; leaked with them when they have to be abandoned
+    struct Shared;    // what tasks use beside the pipeline
     struct Pipeline;  // what is under way, from one position on
 
     std::string fingerprint() const;
@@ -51,8 +52,8 @@ class DatasetSource final : public BatchSource {
 
     const ProcessGrid* grid_;
     Backend* backend_;
-    Communicator control_;
-    std::shared_ptr<Shared> shared_;
+    Workers* workers_;
+    std::unique_ptr<Shared> shared_;
     std::unique_ptr<Pipeline> pipeline_;  // made by the first next()
     StreamPosition position_;
     bool over_ = false;

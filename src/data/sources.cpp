@@ -55,15 +55,20 @@ std::string describe(const DataConfig& config) {
     return text;
 }
 
-std::shared_ptr<const ActivationDataset> open(const std::string& path, const ProcessGrid& grid) {
-    return std::make_shared<const ActivationDataset>(path, grid.all());
+// By the I/O thread: it may be busy with another source or a checkpoint.
+std::shared_ptr<const ActivationDataset> open(const std::string& path, const ProcessGrid& grid,
+                                              Workers& workers) {
+    std::shared_ptr<const ActivationDataset> dataset;
+    workers.io.call([&] { dataset = std::make_shared<const ActivationDataset>(path, grid.all()); });
+    return dataset;
 }
 
 }  // namespace
 
 std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std::uint64_t seed,
-                                                  const ProcessGrid& grid, Backend& backend) {
-    const auto dataset = open(config.path, grid);
+                                                  const ProcessGrid& grid, Backend& backend,
+                                                  Workers& workers) {
+    const auto dataset = open(config.path, grid, workers);
     DatasetSourcePlan plan{.units = training_units(*dataset, config),
                            .sampling = config.sampling == "random_chunk" ? Sampling::random_chunk
                                                                          : Sampling::sequential,
@@ -86,16 +91,16 @@ std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std:
             largest->rows, config.batch_tokens, config.batch_tokens);
     return std::make_unique<DatasetSource>(dataset, std::move(plan),
                                            RowConverter(*dataset, *dataset, config.normalization),
-                                           grid, backend);
+                                           grid, backend, workers);
 }
 
 std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, Index max_tokens,
                                                     bool whole, const ProcessGrid& grid,
-                                                    Backend& backend) {
+                                                    Backend& backend, Workers& workers) {
     const bool second = !whole && !config.evaluation_path.empty();
     if (!whole && !second && config.holdout_fraction == 0) return nullptr;
-    const auto training = open(config.path, grid);
-    const auto dataset = second ? open(config.evaluation_path, grid) : training;
+    const auto training = open(config.path, grid, workers);
+    const auto dataset = second ? open(config.evaluation_path, grid, workers) : training;
     if (dataset->layers() != training->layers() || dataset->d_model() != training->d_model())
         user_error("{}: {} layers of width {}, expected {} of {} as in {}", dataset->path(),
                    dataset->layers(), dataset->d_model(), training->layers(), training->d_model(),
@@ -112,7 +117,7 @@ std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, In
     // The model learned from data scaled by the training set's statistics, so those count here too.
     return std::make_unique<DatasetSource>(dataset, std::move(plan),
                                            RowConverter(*dataset, *training, config.normalization),
-                                           grid, backend);
+                                           grid, backend, workers);
 }
 
 }  // namespace clt

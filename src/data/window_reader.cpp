@@ -2,66 +2,55 @@
 
 namespace clt {
 
-WindowReader::WindowReader(const ActivationDataset& dataset, const std::vector<Unit>& units,
-                           const Sampler& sampler, StreamPosition start,
-                           const Communicator& communicator, bool background)
-    : dataset_(&dataset),
-      units_(&units),
-      stream_(sampler, start),
-      communicator_(&communicator),
-      background_(background),
-      // With one take in use, the other window is free.
-      thread_([this] { return visits_.size() < 2; }, [this] { return read_next(); }) {
-    if (background_) thread_.start();
-}
-
-bool WindowReader::read_next() {
-    if (stream_.done()) return false;
-    const std::size_t number = stream_.take().unit;
-    if (windows_[latest_].unit != number) {
-        latest_ = 1 - latest_;
-        Window& window = windows_[latest_];
-        if (window.unit != number) {
-            const Unit& unit = (*units_)[number];
-            const Shard part = shard_of(unit.rows, communicator_->rank(), communicator_->size());
-            window.unit.reset();
-            dataset_->read(unit.chunk, {unit.begin + part.begin, unit.begin + part.end},
-                           window.rows, *communicator_);
-            window.unit = number;
-        }
+void WindowReader::read(std::size_t unit) {
+    {
+        std::unique_lock lock(mutex_);
+        // With one take in use, the other window is free.
+        changed_.wait(lock, [&] { return visits_.size() < 2 || given_up_; });
+        // Which takes are done when a batch fails is the same on every rank: there a read runs
+        // everywhere or nowhere, however far the threads were.
+        if (visits_.size() >= 2 || failure_) return;
     }
-    thread_.locked([&] { visits_.push_back(latest_); });
-    stream_.advance();
-    return true;
+    try {
+        if (windows_[latest_].unit != unit) {
+            latest_ = 1 - latest_;
+            Window& window = windows_[latest_];
+            if (window.unit != unit) {
+                const Unit& wanted = (*units_)[unit];
+                const Shard part =
+                    shard_of(wanted.rows, communicator_->rank(), communicator_->size());
+                window.unit.reset();
+                dataset_->read(wanted.chunk, {wanted.begin + part.begin, wanted.begin + part.end},
+                               window.rows, *communicator_);
+                window.unit = unit;
+            }
+        }
+        const std::lock_guard lock(mutex_);
+        visits_.push_back(latest_);
+    } catch (...) {
+        const std::lock_guard lock(mutex_);
+        failure_ = std::current_exception();
+    }
+    changed_.notify_all();
 }
 
 const std::byte* WindowReader::current() {
-    if (background_)
-        thread_.wait([&] { return !visits_.empty(); });
-    else if (visits_.empty())
-        read_next();
-    std::size_t window = 0;
-    thread_.locked([&] {
-        CLT_CHECK(!visits_.empty());
-        window = visits_.front();
-    });
-    return windows_[window].rows.data();
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !visits_.empty() || failure_; });
+    if (visits_.empty()) std::rethrow_exception(failure_);
+    return windows_[visits_.front()].rows.data();
 }
 
 void WindowReader::done() {
-    thread_.locked([&] { visits_.pop_front(); });
+    const std::lock_guard lock(mutex_);
+    visits_.pop_front();
+    changed_.notify_all();
 }
 
-void WindowReader::hold(const Communicator& control) {
-    if (background_) thread_.hold(control);
-}
-
-void WindowReader::release() {
-    if (background_) thread_.release();
-}
-
-void WindowReader::stop(const Communicator& control) {
-    if (background_) thread_.stop(control);
+void WindowReader::give_up() {
+    const std::lock_guard lock(mutex_);
+    given_up_ = true;
+    changed_.notify_all();
 }
 
 }  // namespace clt

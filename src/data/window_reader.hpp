@@ -4,14 +4,15 @@
 #pragma once
 
 #include <array>
+#include <condition_variable>
 #include <cstddef>
 #include <deque>
+#include <exception>
+#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "clt/data/dataset.hpp"
-#include "data/lockstep_thread.hpp"
-#include "data/sampler.hpp"
 
 namespace clt {
 
@@ -22,41 +23,44 @@ struct Unit {
     Index rows = 0;
 };
 
+/// Two threads use it: the I/O thread calls read() for each take, the thread that makes batches
+/// calls current() and done() for each of the same takes, in the same order.
 class WindowReader {
   public:
-    /// All references must outlive it. background: read in a thread of its own.
+    /// All references must outlive it.
     WindowReader(const ActivationDataset& dataset, const std::vector<Unit>& units,
-                 const Sampler& sampler, StreamPosition start, const Communicator& communicator,
-                 bool background);
+                 const Communicator& communicator)
+        : dataset_(&dataset), units_(&units), communicator_(&communicator) {}
+
+    /// Brings the unit of the next take into a window: waits until all takes but the one before
+    /// it are done. Collective. Does nothing after a failure, which current() tells.
+    void read(std::size_t unit);
 
     /// This rank's part, shard_of(unit rows, rank, ranks), of the unit of the oldest take that is
-    /// not done; waits for it. Throws what reading threw. Collective when not in the background.
+    /// not done; waits for it. Throws what reading threw.
     const std::byte* current();
     /// That take is used up.
     void done();
-
-    /// See LockstepThread. Collective over `control`.
-    void hold(const Communicator& control);
-    void release();
-    void stop(const Communicator& control);
-    void abandon() { thread_.abandon(); }
+    /// No take will be done any more: a read that would wait for one returns.
+    void give_up();
 
   private:
     struct Window {
         std::optional<std::size_t> unit;
         std::vector<std::byte> rows;
     };
-    bool read_next();
 
     const ActivationDataset* dataset_;
     const std::vector<Unit>* units_;
-    TakeStream stream_;
     const Communicator* communicator_;
-    bool background_;
     std::array<Window, 2> windows_;
-    std::size_t latest_ = 0;          // the window of the last take read
+    std::size_t latest_ = 0;  // the window of the last take read
+
+    std::mutex mutex_;  // of what follows
+    std::condition_variable changed_;
     std::deque<std::size_t> visits_;  // windows of the takes that are read and not done
-    LockstepThread thread_;
+    bool given_up_ = false;
+    std::exception_ptr failure_;
 };
 
 }  // namespace clt

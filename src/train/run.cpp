@@ -81,7 +81,6 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
       step_(backend, grid, params_, job.model, job.loss, sources_.training->error_scale(),
             job.data.batch_tokens) {
     if (folder.resume_from) {
-        sources_.training->quiesce();
         const CheckpointState saved = read_checkpoint(folder.resume_from->path, backend, grid,
                                                       params_, step_.silence(), /*moments=*/true);
         state_ = parse_run_state(saved.extra, folder.resume_from->path);
@@ -174,7 +173,6 @@ void Run::watch_for_divergence(const StepResult& result) {
 
 // Nothing when there are no held-out tokens.
 std::optional<Evaluation> Run::evaluate() {
-    sources_.training->quiesce();
     const std::unique_ptr<BatchSource> source = sources_.open_evaluation();
     if (source == nullptr) return std::nullopt;
     Evaluation evaluation = evaluate_pass(step_, *source, shape_);
@@ -226,7 +224,6 @@ void Run::publish(const TrainingRecord& record) {
 
 // evaluation: of this very step, when the checkpoint is to compete for the best.
 void Run::save(const std::optional<Evaluation>& evaluation) {
-    sources_.training->quiesce();
     if (evaluation && job_.checkpoint.keep_best && evaluation->finite() &&
         (state_.best_step == 0 || evaluation->nmse < state_.best_nmse)) {
         state_.best_step = state_.step;

@@ -21,16 +21,16 @@ void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& 
 }  // namespace
 
 int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
-          const Communicator& world) {
+          const Communicator& world, Workers& workers) {
     const ProcessGrid grid(world, job.grid);
     check_it_fits(job, grid, backend);
     const RunFolder folder = open_run_folder(job.job.output, options, grid.all());
     RunSources sources;
-    sources.training =
-        make_training_source(job.data, static_cast<std::uint64_t>(job.job.seed), grid, backend);
+    sources.training = make_training_source(job.data, static_cast<std::uint64_t>(job.job.seed),
+                                            grid, backend, workers);
     sources.open_evaluation = [&] {
         return make_evaluation_source(job.data, job.evaluation.tokens, /*whole=*/false, grid,
-                                      backend);
+                                      backend, workers);
     };
     return run_training(job, options, folder, std::move(sources), backend, grid);
 }

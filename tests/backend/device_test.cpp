@@ -178,6 +178,7 @@ TEST_F(CudaTest, BatchesOfADataSetLieInPinnedMemory) {
                          world_);
     writer.write_chunk(numbers(shard_of(rows, world_.rank(), world_.size()).size() * 12), "");
     writer.finish();
+    Workers workers;
     DataConfig config;
     config.path = scratch / "set";
     config.normalization = "none";
@@ -189,13 +190,14 @@ TEST_F(CudaTest, BatchesOfADataSetLieInPinnedMemory) {
         if (world_.size() % data != 0) continue;
         const ProcessGrid grid(world_, data, world_.size() / data);
         for (config.batch_tokens = 1; config.batch_tokens < 9; ++config.batch_tokens) {
-            const auto training = make_training_source(config, 42, grid, backend_);
+            const auto training = make_training_source(config, 42, grid, backend_, workers);
             for (int i = 0; i < 12; ++i) {
                 const HostBatch batch = training->next();
                 EXPECT_TRUE(locked(batch.inputs) && locked(batch.targets));
                 if (i == 5) training->seek(training->cursor());
             }
-            const auto pass = make_evaluation_source(config, 0, /*whole=*/true, grid, backend_);
+            const auto pass =
+                make_evaluation_source(config, 0, /*whole=*/true, grid, backend_, workers);
             for (HostBatch batch = pass->next(); batch.tokens > 0; batch = pass->next())
                 EXPECT_TRUE(locked(batch.inputs) && locked(batch.targets));
         }

@@ -89,6 +89,12 @@ Backend& backend() {
     return *owner;
 }
 
+/// All sources of a test share them, as those of a run do.
+Workers& workers() {
+    static Workers owner;
+    return owner;
+}
+
 /// One process's own world: the grid every other is compared with.
 struct Alone {
     Alone()
@@ -129,8 +135,8 @@ TEST(TrainingSource, SameTokensInTheSameOrderOnEveryGridAndPrefetch) {
         const Index n = std::max<Index>(2, 2 * all_rows / settings.batch_tokens + 1);
         Settings plain = settings;
         plain.prefetch = 0;
-        const auto reference =
-            make_training_source(apply(config(scratch / "set"), plain), 42, alone.grid, backend());
+        const auto reference = make_training_source(apply(config(scratch / "set"), plain), 42,
+                                                    alone.grid, backend(), workers());
         const std::vector<Index> expected = draw(*reference, n, alone.grid);
         for (Index epoch = 0; (epoch + 1) * all_rows <= static_cast<Index>(expected.size());
              ++epoch) {
@@ -142,8 +148,8 @@ TEST(TrainingSource, SameTokensInTheSameOrderOnEveryGridAndPrefetch) {
                                 expected.begin() + all_rows));  // epochs reshuffle
         for (int data = 1; data <= world.size(); data *= 2) {
             const ProcessGrid grid(world, data, world.size() / data);
-            const auto source =
-                make_training_source(apply(config(scratch / "set"), settings), 42, grid, backend());
+            const auto source = make_training_source(apply(config(scratch / "set"), settings), 42,
+                                                     grid, backend(), workers());
             EXPECT_EQ(source->tokens(), all_rows);
             EXPECT_EQ(draw(*source, n, grid), expected)
                 << settings.sampling << " window " << settings.window_tokens << " batch "
@@ -161,14 +167,13 @@ TEST(TrainingSource, SeekInMidEpochContinuesBitForBitOnEveryGrid) {
         DataConfig data = config(scratch / "set");
         data.sampling = sampling;
         data.prefetch = 3;
-        const auto reference = make_training_source(data, 42, alone.grid, backend());
+        const auto reference = make_training_source(data, 42, alone.grid, backend(), workers());
         for (Index behind = 0; behind < 5; ++behind) {
             const std::string cursor = reference->cursor();
             const std::vector<Index> expected = draw(*reference, 3, alone.grid);
-            reference->quiesce();  // one user of HDF5 at a time
             const ProcessGrid grid(world, world.size() > 1 ? 2 : 1,
                                    world.size() > 1 ? world.size() / 2 : 1);
-            const auto source = make_training_source(data, 42, grid, backend());
+            const auto source = make_training_source(data, 42, grid, backend(), workers());
             draw(*source, behind % 2, grid);  // also away from a place already begun
             source->seek(cursor);
             EXPECT_EQ(source->cursor(), cursor);
@@ -185,21 +190,23 @@ TEST(TrainingSource, RefusesACursorOfAnotherRun) {
     write_set(scratch / "other", world, DType::float16);
     const ProcessGrid grid(world, 1, world.size());
     const DataConfig data = config(scratch / "set");
-    const auto source = make_training_source(data, 42, grid, backend());
+    const auto source = make_training_source(data, 42, grid, backend(), workers());
     const std::string cursor = source->cursor();
-    EXPECT_EQ(test::message_of<UserError>(
-                  [&] { make_training_source(data, 43, grid, backend())->seek(cursor); }),
+    EXPECT_EQ(test::message_of<UserError>([&] {
+                  make_training_source(data, 43, grid, backend(), workers())->seek(cursor);
+              }),
               scratch / "set" +
                   ": the run to continue drew its batches with job.seed = 42, this job says 43");
-    EXPECT_EQ(
-        test::message_of<UserError>([&] {
-            make_training_source(config(scratch / "other"), 42, grid, backend())->seek(cursor);
-        }),
-        scratch / "other" + ": is another data set than the run to continue was trained on");
+    EXPECT_EQ(test::message_of<UserError>([&] {
+                  make_training_source(config(scratch / "other"), 42, grid, backend(), workers())
+                      ->seek(cursor);
+              }),
+              scratch / "other" + ": is another data set than the run to continue was trained on");
     DataConfig windows = data;
     windows.window_tokens = 10;
-    EXPECT_NE(test::message_of<UserError>(
-                  [&] { make_training_source(windows, 42, grid, backend())->seek(cursor); })
+    EXPECT_NE(test::message_of<UserError>([&] {
+                  make_training_source(windows, 42, grid, backend(), workers())->seek(cursor);
+              })
                   .find("window_tokens = 0, holdout_fraction = 0, this job says sampling = "
                         "sequential, window_tokens = 10"),
               std::string::npos);
@@ -214,13 +221,12 @@ TEST(EvaluationSource, HeldOutRowsAreNeverTrainedOn) {
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
     data.holdout_fraction = 0.2;
-    const auto training = make_training_source(data, 42, grid, backend());
-    const auto evaluation = make_evaluation_source(data, 0, false, grid, backend());
+    const auto training = make_training_source(data, 42, grid, backend(), workers());
+    const auto evaluation = make_evaluation_source(data, 0, false, grid, backend(), workers());
     ASSERT_NE(evaluation, nullptr);
     EXPECT_EQ(evaluation->tokens(), 7 + 1 + 5);
     EXPECT_EQ(training->tokens(), all_rows - 13);
     const std::vector<Index> trained = draw(*training, 20, grid);
-    training->quiesce();
     std::vector<Index> judged = draw(*evaluation, 2, grid);  // 8 tokens, then 5
     EXPECT_EQ(judged.size(), 13U);
     EXPECT_EQ(evaluation->next().tokens, 0);
@@ -229,7 +235,7 @@ TEST(EvaluationSource, HeldOutRowsAreNeverTrainedOn) {
     EXPECT_EQ(both.size(), static_cast<std::size_t>(all_rows - 13));
     both.insert(judged.begin(), judged.end());
     EXPECT_EQ(both.size(), static_cast<std::size_t>(all_rows));
-    draw(*training, 1, grid);  // goes on behind quiesce
+    draw(*training, 1, grid);  // goes on behind the other source
 }
 
 TEST(EvaluationSource, WholeSetInStoredOrderOrItsFirstTokens) {
@@ -238,8 +244,8 @@ TEST(EvaluationSource, WholeSetInStoredOrderOrItsFirstTokens) {
     write_set(scratch / "set", world);
     const ProcessGrid grid(world, world.size(), 1);
     const DataConfig data = config(scratch / "set");
-    EXPECT_EQ(make_evaluation_source(data, 0, false, grid, backend()), nullptr);
-    const auto whole = make_evaluation_source(data, 0, true, grid, backend());
+    EXPECT_EQ(make_evaluation_source(data, 0, false, grid, backend(), workers()), nullptr);
+    const auto whole = make_evaluation_source(data, 0, true, grid, backend(), workers());
     const std::vector<Index> tokens = draw(*whole, 9, grid);
     EXPECT_EQ(tokens.size(), static_cast<std::size_t>(all_rows));
     EXPECT_EQ(whole->next().tokens, 0);
@@ -256,7 +262,7 @@ TEST(EvaluationSource, WholeSetInStoredOrderOrItsFirstTokens) {
     }
     EXPECT_EQ(tokens, stored);
 
-    const auto some = make_evaluation_source(data, 20, true, grid, backend());
+    const auto some = make_evaluation_source(data, 20, true, grid, backend(), workers());
     EXPECT_EQ(draw(*some, 3, grid), std::vector<Index>(stored.begin(), stored.begin() + 20));
     EXPECT_EQ(some->next().tokens, 0);
 }
@@ -267,14 +273,15 @@ TEST(Sources, NormaliseAndSayHowErrorsScaleBack) {
     write_set(scratch / "set", world);
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
-    const HostBatch plain_view = make_evaluation_source(data, 8, true, grid, backend())->next();
+    const HostBatch plain_view =
+        make_evaluation_source(data, 8, true, grid, backend(), workers())->next();
     EXPECT_EQ(plain_view.tokens, 8);
-    const auto plain_source = make_evaluation_source(data, 8, true, grid, backend());
+    const auto plain_source = make_evaluation_source(data, 8, true, grid, backend(), workers());
     const HostBatch plain = plain_source->next();
     EXPECT_EQ(plain_source->error_scale(), std::vector<float>(layers * d_model, 1.0F));
 
     data.normalization = "sqrt_d_model";
-    const auto scaled_source = make_evaluation_source(data, 8, true, grid, backend());
+    const auto scaled_source = make_evaluation_source(data, 8, true, grid, backend(), workers());
     const HostBatch scaled = scaled_source->next();
     for (std::size_t i = 0; i < plain.inputs.size(); ++i) {
         EXPECT_FLOAT_EQ(scaled.inputs[i], plain.inputs[i] * std::sqrt(3.0F));
@@ -283,7 +290,7 @@ TEST(Sources, NormaliseAndSayHowErrorsScaleBack) {
     EXPECT_FLOAT_EQ(scaled_source->error_scale()[0], 1 / std::sqrt(3.0F));
 
     data.normalization = "mean_std";
-    const auto standard_source = make_evaluation_source(data, 8, true, grid, backend());
+    const auto standard_source = make_evaluation_source(data, 8, true, grid, backend(), workers());
     const HostBatch standard = standard_source->next();
     const ActivationDataset dataset(scratch / "set", world);
     for (std::size_t i = 0; i < plain.inputs.size(); ++i) {
@@ -307,7 +314,8 @@ TEST(Sources, MeanStdNeedsStatistics) {
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
     data.normalization = "mean_std";
-    EXPECT_EQ(test::message_of<UserError>([&] { make_training_source(data, 42, grid, backend()); }),
+    EXPECT_EQ(test::message_of<UserError>(
+                  [&] { make_training_source(data, 42, grid, backend(), workers()); }),
               scratch / "set/norm_stats.json" +
                   ": missing, or without some of the 2 layers; data.normalization = \"mean_std\" "
                   "needs it");
@@ -335,7 +343,7 @@ TEST(Sources, ANotFiniteActivationNamesChunkLayerAndRow) {
             DataConfig data = config(scratch / "set");
             data.prefetch = prefetch;
             data.window_tokens = window;
-            const auto source = make_training_source(data, 42, grid, backend());
+            const auto source = make_training_source(data, 42, grid, backend(), workers());
             EXPECT_EQ(test::message_of<UserError>([&] {
                           for (int i = 0; i < 10; ++i) source->next();
                       }),
@@ -354,7 +362,7 @@ TEST(Sources, ABrokenChunkIsNamedOnEveryRank) {
     for (const Index prefetch : {0, 2}) {
         DataConfig data = config(scratch / "set");
         data.prefetch = prefetch;
-        const auto source = make_training_source(data, 42, grid, backend());
+        const auto source = make_training_source(data, 42, grid, backend(), workers());
         EXPECT_NE(test::message_of<UserError>([&] {
                       for (int i = 0; i < 10; ++i) source->next();
                   }).find("chunk_2.hdf5"),

@@ -90,12 +90,12 @@ class TrainEvaluateTest : public testing::Test {
         options.differences = [](const std::string&, const std::string&) {
             return std::vector<std::string>();
         };
-        return train(job, options, *backend, ranks);
+        return train(job, options, *backend, ranks, workers_);
     }
 
     Evaluation judge(const EvaluateJob& job, const Communicator& ranks) {
         const std::unique_ptr<Backend> backend = test::make_test_backend(ranks);
-        return evaluate(job, *backend, ranks);
+        return evaluate(job, *backend, ranks, workers_);
     }
 
     /// Runs `work(ranks)` on the first n ranks; the others wait.
@@ -130,6 +130,7 @@ class TrainEvaluateTest : public testing::Test {
     }
 
     Communicator world_ = Communicator::world();
+    Workers workers_;
     Scratch scratch_{world_};
     std::string data_ = scratch_ / "data";
 };

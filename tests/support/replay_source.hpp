@@ -51,7 +51,6 @@ class ReplaySource final : public BatchSource {
         ++next_;
         return batch;
     }
-    void quiesce() override {}
     std::string cursor() const override { return std::to_string(next_); }
     void seek(const std::string& cursor) override { next_ = std::stoll(cursor); }
     const std::vector<float>& error_scale() const override { return scale_; }

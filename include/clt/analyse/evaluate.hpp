@@ -3,6 +3,7 @@
 
 #include "clt/analyse/config.hpp"
 #include "clt/backend/backend.hpp"
+#include "clt/base/worker.hpp"
 #include "clt/comm/communicator.hpp"
 #include "clt/train/metrics.hpp"
 
@@ -12,6 +13,7 @@ namespace clt {
 /// job.output/results.json and prints a table on rank 0's stdout. Dead features are those that
 /// never fire in this pass. Collective over `world`. Throws UserError: no whole checkpoint, a data
 /// set of another width or depth, another normalisation than in training, nothing held out.
-Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator& world);
+Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator& world,
+                    Workers& workers);
 
 }  // namespace clt

@@ -22,14 +22,10 @@ class BatchSource {
 
     /// The next batch, valid until the next call. A training source never ends (epochs reshuffle
     /// and follow each other without a gap); an evaluation source makes one pass with a smaller
-    /// last batch, then returns tokens == 0 until a seek. The first call starts background reads,
-    /// and so does the first behind a quiesce. Collective over the grid. Throws UserError on a NaN
-    /// or infinity, naming chunk, layer and row.
+    /// last batch, then returns tokens == 0 until a seek. The first call starts background reads.
+    /// Collective over the grid. Throws UserError on a NaN or infinity, naming chunk, layer and
+    /// row.
     virtual HostBatch next() = 0;
-
-    /// Waits until no background read runs. HDF5 has one owner at a time: call it before any other
-    /// HDF5 use. Collective.
-    virtual void quiesce() = 0;
 
     /// Where the batch after the last one returned starts, as a short JSON text (not ahead by what
     /// was prefetched).

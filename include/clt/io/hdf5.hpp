@@ -3,7 +3,8 @@
 // by all ranks, also with an empty range; ranks agree on failure inside, so all of them throw or
 // none does. The communicator must outlive the file and its datasets. Element types are never
 // converted by HDF5 (it would silently leave collective I/O): read the native type, convert with
-// to_float. The library is not thread-safe: one thread at a time uses HDF5 (BatchSource::quiesce).
+// to_float. The library is not thread-safe: one thread at a time uses HDF5: while
+// sources or asynchronous checkpoints are under way that is Workers::io.
 #pragma once
 
 #include <memory>

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "clt/backend/backend.hpp"
+#include "clt/base/worker.hpp"
 #include "clt/comm/communicator.hpp"
 #include "clt/train/config.hpp"
 
@@ -37,6 +38,6 @@ struct TrainOptions {
 /// false, when the settings differ from the run's, when memory or the grid do not fit, or when the
 /// loss was not finite for 20 steps in a row.
 int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
-          const Communicator& world);
+          const Communicator& world, Workers& workers);
 
 }  // namespace clt

@@ -17,7 +17,7 @@ std::string option_name(const JobField& field) {
     return name;
 }
 
-int run(const Arguments& arguments, const Communicator& world) {
+int run(const Arguments& arguments, const Communicator& world, Workers& /*workers*/) {
     if (arguments.positional(0) != "step")
         user_error("clt bench {}: expected clt bench step", arguments.positional(0));
     BenchOptions options;

@@ -7,12 +7,12 @@
 namespace clt {
 namespace {
 
-int run(const Arguments& arguments, const Communicator& world) {
+int run(const Arguments& arguments, const Communicator& world, Workers& workers) {
     auto job = read_job<EvaluateJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "evaluate");
     const std::unique_ptr<Backend> backend =
         make_backend(job.job.backend, world, job.job.precision);
-    evaluate(job, *backend, world);
+    evaluate(job, *backend, world, workers);
     write_resolved_job(job.job.output, tables_of(job), world);
     return 0;
 }

@@ -9,7 +9,7 @@
 namespace clt {
 namespace {
 
-int run(const Arguments& arguments, const Communicator& world) {
+int run(const Arguments& arguments, const Communicator& world, Workers& /*workers*/) {
     auto job = read_job<GenerateJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "generate");
     const std::unique_ptr<Backend> backend =

@@ -5,7 +5,7 @@
 namespace clt {
 namespace {
 
-int run(const Arguments& arguments, const Communicator& world) {
+int run(const Arguments& arguments, const Communicator& world, Workers& /*workers*/) {
     const std::string text = inspect(arguments.positional(0), arguments.has("verify"), world);
     if (world.rank() == 0) fmt::print("{}", text);
     return 0;

@@ -8,7 +8,7 @@
 namespace clt {
 namespace {
 
-int run(const Arguments& arguments, const Communicator& world) {
+int run(const Arguments& arguments, const Communicator& world, Workers& /*workers*/) {
     const auto job = read_job<TrainJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "train");
     PlanOptions options;

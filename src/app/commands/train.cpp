@@ -6,7 +6,7 @@
 namespace clt {
 namespace {
 
-int run(const Arguments& arguments, const Communicator& world) {
+int run(const Arguments& arguments, const Communicator& world, Workers& workers) {
     auto job = read_job<TrainJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "train");
     TrainOptions options;
@@ -19,7 +19,7 @@ int run(const Arguments& arguments, const Communicator& world) {
     };
     const std::unique_ptr<Backend> backend =
         make_backend(job.job.backend, world, job.job.precision);
-    return train(job, options, *backend, world);
+    return train(job, options, *backend, world, workers);
 }
 
 }  // namespace
