@@ -10,6 +10,7 @@
 #include "clt/base/log.hpp"
 #include "clt/io/file.hpp"
 #include "train/checkpoint_format.hpp"
+#include "train/checkpoint_parts.hpp"
 
 namespace clt {
 namespace {
@@ -20,55 +21,6 @@ namespace fs = std::filesystem;
 constexpr Index staging_bytes = Index{64} << 20;
 
 constexpr const char* temporary_suffix = ".tmp";
-
-// This rank's rows of one array of the file.
-template <class T>
-struct ArrayPart {
-    std::string name;
-    Span<T> values;  // [rows.size(), width]
-    Shard rows;      // of the file's
-    Index file_rows = 0;
-    Index width = 0;
-    bool everywhere = false;  // every rank has all rows (else: the shards of the grid)
-};
-
-H5Type file_type(const float*) {
-    return H5Type::float32;
-}
-H5Type file_type(const Index*) {
-    return H5Type::int64;
-}
-
-std::vector<ArrayPart<float>> parameter_parts(Params& params, bool moments) {
-    std::vector<ArrayPart<float>> parts;
-    const std::vector<ParamArray> arrays = params.arrays();
-    const auto add = [&](const char* group, const ParamArray& array, const Matrix<float>& matrix) {
-        CLT_CHECK(matrix.stride == matrix.cols);
-        parts.push_back({fmt::format("{}/{}", group, array.name),
-                         matrix.elements,
-                         {array.first_row, array.first_row + matrix.rows},
-                         array.global_rows,
-                         matrix.cols,
-                         array.replicated});
-    };
-    for (const ParamArray& array : arrays) add("value", array, array.rows.value);
-    if (!moments) return parts;
-    for (const ParamArray& array : arrays) add("moment1", array, array.rows.moment1);
-    for (const ParamArray& array : arrays) add("moment2", array, array.rows.moment2);
-    return parts;
-}
-
-template <class T>
-std::vector<ArrayPart<T>> silence_parts(const Params& params, Span<T> silence) {
-    std::vector<ArrayPart<T>> parts;
-    const Shard own = params.features();
-    CLT_CHECK(silence.size() == params.local_rows());
-    for (Index layer = 0; layer < params.shape().layers; ++layer)
-        parts.push_back({fmt::format("silence/layer_{}", layer),
-                         silence.subspan(layer * own.size(), own.size()), own,
-                         params.shape().features, 1, false});
-    return parts;
-}
 
 constexpr Index ceil_div(Index n, Index parts) {
     return (n + parts - 1) / parts;
@@ -99,32 +51,6 @@ class Staging {
     std::vector<std::byte> bytes_;
 };
 
-// Replicas hold the same rows: each writes a part of them, so that all ranks share the work (and a
-// device sends as little as can be). Returns this rank's addend of the array's checksum.
-template <class T>
-std::uint64_t write_part(H5Dataset& dataset, Backend& backend, const ProcessGrid& grid,
-                         const ArrayPart<T>& part, Staging& memory) {
-    using Value = std::remove_const_t<T>;
-    const Communicator& all = grid.all();
-    Shard own = part.everywhere ? shard_of(part.file_rows, all.rank(), all.size())
-                                : shard_of(part.rows.size(), grid.data_index(), grid.data_parts());
-    own = {own.begin + part.rows.begin, own.end + part.rows.begin};
-    const Index most = part.everywhere ? ceil_div(part.file_rows, all.size())
-                                       : ceil_div(ceil_div(part.file_rows, grid.feature_parts()),
-                                                  grid.data_parts());
-    std::uint64_t sum = 0;
-    by_pieces(own, most, part.width * static_cast<Index>(sizeof(T)), [&](Shard rows) {
-        const Index count = rows.size() * part.width;
-        const std::span<Value> staging = memory.of<Value>(count);
-        backend.download(Span<const Value>(part.values.subspan(
-                             (rows.begin - part.rows.begin) * part.width, count)),
-                         staging);
-        sum += checksum_of(staging.data(), count, rows.begin * part.width);
-        dataset.write(rows, staging.data());
-    });
-    return sum;
-}
-
 template <class T>
 std::uint64_t read_part(const H5File& file, Backend& backend, const ProcessGrid& grid,
                         const ArrayPart<T>& part, Staging& memory) {
@@ -146,45 +72,6 @@ std::uint64_t read_part(const H5File& file, Backend& backend, const ProcessGrid&
                        part.values.subspan((rows.begin - part.rows.begin) * part.width, count));
     });
     return part.everywhere && grid.feature_index() > 0 ? 0 : sum;  // counted once a replica
-}
-
-void write_arrays(H5File& file, Backend& backend, const ProcessGrid& grid, Params& params,
-                  Span<const Index> silence, CheckpointTexts& texts) {
-    const std::vector<ArrayPart<float>> parameters = parameter_parts(params, true);
-    const std::vector<ArrayPart<const Index>> counters = silence_parts(params, silence);
-    // All arrays are made before the first is written: each sets its disk space aside, so a disk
-    // without room for the whole checkpoint is refused at once.
-    std::vector<H5Dataset> datasets;
-    for (const auto& part : parameters)
-        datasets.push_back(
-            file.create_dataset(part.name, H5Type::float32, part.file_rows, part.width));
-    for (const auto& part : counters)
-        datasets.push_back(
-            file.create_dataset(part.name, H5Type::int64, part.file_rows, part.width));
-    std::vector<std::string> names;
-    std::vector<std::uint64_t> sums;
-    Staging memory;
-    const auto write = [&](const auto& parts) {
-        for (const auto& part : parts) {
-            sums.push_back(write_part(datasets[sums.size()], backend, grid, part, memory));
-            names.push_back(part.name);
-            if (grid.all().rank() == 0) begin_sync(file.path());
-        }
-    };
-    write(parameters);
-    write(counters);
-    grid.all().all_reduce_sum(std::span(sums));
-    Checksums checksums;
-    for (std::size_t i = 0; i < names.size(); ++i) checksums[names[i]] = sums[i];
-    seal(texts, checksums);
-    write_texts(file, texts);
-}
-
-// Rank 0's word on what a file holds, for all ranks.
-CheckpointTexts broadcast(const CheckpointTexts& texts, const Communicator& communicator) {
-    return {communicator.broadcast(texts.header), communicator.broadcast(texts.cursor),
-            communicator.broadcast(texts.job), communicator.broadcast(texts.extra),
-            communicator.broadcast(texts.checksums)};
 }
 
 CheckpointTexts load_texts(const std::string& path) {
@@ -228,29 +115,6 @@ std::vector<std::string> list_checkpoints(const std::string& folder) {
 }
 
 }  // namespace
-
-void write_checkpoint(const std::string& folder, Backend& backend, const ProcessGrid& grid,
-                      Params& params, Span<const Index> silence, const ModelConfig& model,
-                      const CheckpointState& state) {
-    const Communicator& all = grid.all();
-    const std::string path = (fs::path(folder) / fmt::format("step_{}.h5", state.step)).string();
-    const std::string temporary = path + temporary_suffix;
-    // HDF5 wants the same attributes of every rank.
-    CheckpointTexts texts = broadcast(make_texts(params.shape(), model, state), all);
-    try {
-        H5File file = H5File::create(temporary, &all);
-        write_arrays(file, backend, grid, params, silence, texts);
-        file.close();
-        all.together([&] { sync_file(temporary); });
-        all.together([&] {
-            if (all.rank() == 0) publish_file(temporary, path);
-        });
-    } catch (...) {
-        std::error_code ignored;
-        if (all.rank() == 0) fs::remove(temporary, ignored);
-        throw;
-    }
-}
 
 CheckpointState read_checkpoint(const std::string& path, Backend& backend, const ProcessGrid& grid,
                                 Params& params, Span<Index> silence, bool moments) {

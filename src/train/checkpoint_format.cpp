@@ -75,6 +75,12 @@ void seal(CheckpointTexts& texts, const Checksums& arrays) {
     texts.checksums = sums.dump();
 }
 
+CheckpointTexts broadcast(const CheckpointTexts& texts, const Communicator& communicator) {
+    return {communicator.broadcast(texts.header), communicator.broadcast(texts.cursor),
+            communicator.broadcast(texts.job), communicator.broadcast(texts.extra),
+            communicator.broadcast(texts.checksums)};
+}
+
 void write_texts(H5File& file, const CheckpointTexts& texts) {
     file.write_text("clt_checkpoint", texts.header);
     file.write_text("cursor", texts.cursor);

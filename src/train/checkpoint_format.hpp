@@ -27,6 +27,9 @@ CheckpointTexts make_texts(const Shape& shape, const ModelConfig& model,
 /// Fills texts.checksums from the arrays' sums and the other texts.
 void seal(CheckpointTexts& texts, const Checksums& arrays);
 
+/// Rank 0's, for all. Collective.
+CheckpointTexts broadcast(const CheckpointTexts& texts, const Communicator& communicator);
+
 void write_texts(H5File& file, const CheckpointTexts& texts);
 /// Throws UserError when the file is no checkpoint, of a newer format, or its texts are damaged.
 CheckpointTexts read_texts(const H5File& file);

@@ -51,6 +51,7 @@ class Run {
     Shape shape_;
     Params params_;
     Step step_;
+    CheckpointSnapshot snapshot_;
     std::unique_ptr<JsonLines> metrics_;  // rank 0
 
     RunState state_;
@@ -236,10 +237,9 @@ void Run::save(const std::optional<Evaluation>& evaluation) {
     checkpoint.step = state_.step;
     checkpoint.cursor = sources_.training->cursor();
     checkpoint.job = options_.resolved_job;
-    // Rank 0 speaks: clocks differ between ranks, and file attributes are written by all alike.
-    checkpoint.extra = all_.broadcast(to_json(saved));
-    write_checkpoint(folder_.checkpoints, backend_, grid_, params_, step_.silence(), job_.model,
-                     checkpoint);
+    checkpoint.extra = to_json(saved);
+    snapshot_.take(backend_, grid_, params_, step_.silence(), job_.model, checkpoint);
+    write_checkpoint(folder_.checkpoints, snapshot_, all_);
     all_.together([&] {
         if (leads())
             prune_checkpoints(

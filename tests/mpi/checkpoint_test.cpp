@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <thread>
 
 #include "clt/base/error.hpp"
 #include "clt/io/file.hpp"
@@ -102,8 +103,10 @@ CheckpointState state_at(Index step) {
 
 void save(const std::string& folder, const ProcessGrid& grid, Model& model,
           const ModelConfig& config, Index step) {
-    write_checkpoint(folder, *model.backend, grid, model.params,
-                     std::as_const(model.silence).span(), config, state_at(step));
+    CheckpointSnapshot snapshot;
+    snapshot.take(*model.backend, grid, model.params, std::as_const(model.silence).span(), config,
+                  state_at(step));
+    write_checkpoint(folder, snapshot, grid.all());
 }
 
 // A model sharded over all ranks, and a folder for its checkpoints.
@@ -183,6 +186,33 @@ TEST(Checkpoint, TheFileHoldsGlobalArraysByName) {
     read_checkpoint(scratch / "step_1.h5", *whole.backend, whole_grid, whole.params,
                     whole.silence.span(), true);
     EXPECT_EQ(whole.content(), expected);
+}
+
+// As an asynchronous save does: training overwrites its arrays while another thread writes.
+TEST_F(CheckpointOfAllRanks, AnotherThreadWritesWhatWasTaken) {
+    model.fill();
+    const auto expected = model.content();
+    const Communicator own = world.duplicate();
+    CheckpointSnapshot snapshot;
+    const auto take = [&](Index step) {
+        snapshot.take(*model.backend, grid, model.params, std::as_const(model.silence).span(),
+                      config, state_at(step));
+    };
+    take(1);
+    const std::byte* memory = snapshot.data(snapshot.arrays().front());
+    const Index bytes = snapshot.bytes();
+    std::thread writer([&] { write_checkpoint(scratch.path(), snapshot, own); });
+    for (const ParamArray& array : model.params.arrays())
+        for (const Matrix<float>* m : {&array.rows.value, &array.rows.moment1, &array.rows.moment2})
+            model.backend->zero(m->elements);
+    writer.join();
+    Model again(grid, shape, config, 2);
+    read_checkpoint(scratch / "step_1.h5", *again.backend, grid, again.params, again.silence.span(),
+                    true);
+    EXPECT_EQ(again.content(), expected);
+    take(2);
+    EXPECT_EQ(snapshot.data(snapshot.arrays().front()), memory);  // no new memory a save
+    EXPECT_EQ(snapshot.bytes(), bytes);
 }
 
 TEST(Checkpoint, FewerFeaturesThanShards) {

@@ -171,9 +171,12 @@ TEST(Inspect, CheckpointsAndRunFolders) {
     Params params(*backend, {2, 3, 6}, grid.feature_shard(6), config, 1);
     Buffer<Index> silence(backend->memory(), params.local_rows(), Purpose::parameters);
     backend->zero(silence.span());
-    for (const Index step : {Index{9}, Index{10}})
-        write_checkpoint(checkpoints, *backend, grid, params, std::as_const(silence).span(), config,
-                         {step, "{\"epoch\":3}", "[job]\nkind = \"train\"", "{}"});
+    for (const Index step : {Index{9}, Index{10}}) {
+        CheckpointSnapshot snapshot;
+        snapshot.take(*backend, grid, params, std::as_const(silence).span(), config,
+                      {step, "{\"epoch\":3}", "[job]\nkind = \"train\"", "{}"});
+        write_checkpoint(checkpoints, snapshot, world);
+    }
     const std::string newest = checkpoints + "/step_10.h5";
     const std::string text = inspect(newest, true, world);
     expect_says(text, "2 layers, d_model 3, 6 features a layer: 108 parameters");

@@ -5,11 +5,13 @@
 // have a checksum that does not depend on the grid: a file that lost bytes anywhere is refused.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "clt/comm/process_grid.hpp"
+#include "clt/io/hdf5.hpp"
 #include "clt/model/params.hpp"
 
 namespace clt {
@@ -32,12 +34,56 @@ struct CheckpointInfo {
     CheckpointState state;
 };
 
-/// Writes folder/step_<step>.h5. silence: [L, F_p] of this rank. Collective over grid.all(). Throws
-/// UserError (full disk, no permission) on every rank; then the temporary file is gone and older
-/// checkpoints are untouched.
-void write_checkpoint(const std::string& folder, Backend& backend, const ProcessGrid& grid,
-                      Params& params, Span<const Index> silence, const ModelConfig& model,
-                      const CheckpointState& state);
+/// One array of a checkpoint: what the file's header says of it, and this rank's part.
+struct SnapshotArray {
+    std::string name;
+    H5Type type = H5Type::float32;
+    Index rows = 0;    // of the file's array
+    Index width = 0;   // numbers a row
+    Shard own;         // rows this rank has and writes; every row belongs to exactly one rank
+    Index offset = 0;  // bytes into the snapshot's memory
+};
+
+/// Everything a checkpoint holds, copied into host memory: training goes on while it is written.
+class CheckpointSnapshot {
+  public:
+    CheckpointSnapshot() = default;
+    CheckpointSnapshot(CheckpointSnapshot&&) = default;  // no copies: the memory is pinned
+    CheckpointSnapshot& operator=(CheckpointSnapshot&&) = default;
+
+    /// Waits for the backend's work, then copies. Replicas share the rows of their shard, so all
+    /// ranks together hold everything once. silence: [L, F_p] of this rank. The memory stays from
+    /// one take() to the next. Not collective.
+    void take(Backend& backend, const ProcessGrid& grid, Params& params, Span<const Index> silence,
+              const ModelConfig& model, const CheckpointState& state);
+
+    Index step() const { return state_.step; }
+    const Shape& shape() const { return shape_; }
+    const ModelConfig& model() const { return model_; }
+    const CheckpointState& state() const { return state_; }
+    const std::vector<SnapshotArray>& arrays() const { return arrays_; }
+    /// [own.size(), width] elements.
+    const std::byte* data(const SnapshotArray& array) const {
+        return memory_.data() + array.offset;
+    }
+    /// Of host memory on this rank.
+    Index bytes() const { return static_cast<Index>(memory_.size()); }
+
+  private:
+    Shape shape_;
+    ModelConfig model_;
+    CheckpointState state_;
+    std::vector<SnapshotArray> arrays_;
+    std::vector<std::byte> memory_;
+    std::shared_ptr<const void> pinned_;  // memory_, for fast copies from a device
+};
+
+/// Writes folder/step_<step>.h5 from host memory alone, so any thread may call it that has HDF5 and
+/// `all` (of the ranks that took the snapshot, in any order) to itself. Collective over `all`. Rank
+/// 0's state counts. Throws UserError (full disk, no permission) on every rank; then the temporary
+/// file is gone and older checkpoints are untouched.
+void write_checkpoint(const std::string& folder, const CheckpointSnapshot& snapshot,
+                      const Communicator& all);
 
 /// Fills params and silence (empty on every rank: not wanted, as in evaluation) from the file,
 /// written on any grid. moments false: values only. Throws UserError naming file, array and shapes
