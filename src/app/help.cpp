@@ -44,6 +44,33 @@ std::string hanging(const std::string& left, std::size_t column, const std::stri
     return out;
 }
 
+/// A job that starts where an earlier one ended has keys that must be as they were.
+bool goes_on(const std::string& job_kind) {
+    return job_kind != "evaluate";
+}
+
+std::string mark_of(const JobField& field) {
+    switch (field.rule.role) {
+        case Role::execution:
+            return "*";
+        case Role::free:
+            return "+";
+        default:
+            return "";
+    }
+}
+
+std::string role_cell(const JobField& field) {
+    switch (field.rule.role) {
+        case Role::execution:
+            return "any";
+        case Role::free:
+            return "free";
+        default:
+            return "fixed";
+    }
+}
+
 std::string default_of(const JobField& field) {
     return field.rule.required ? "required" : value_text(field, false);
 }
@@ -95,7 +122,7 @@ std::string general_help() {
     return text;
 }
 
-std::string keys_help(const JobTables& tables) {
+std::string keys_help(const JobTables& tables, bool marks) {
     std::size_t name_width = 0, type_width = 0, default_width = 0;
     for (const JobTable& table : tables) {
         for (const JobField& field : table.fields) {
@@ -109,9 +136,8 @@ std::string keys_help(const JobTables& tables) {
         text += fmt::format("\n[{}]  {}\n", table.name, table.meaning);
         for (const JobField& field : table.fields) {
             const std::string left = fmt::format(
-                "  {:<{}}  {:<{}}  {:<{}}  ",
-                fmt::format("{}{}", field.name, field.rule.execution ? "*" : ""), name_width,
-                type_name(field), type_width, default_of(field), default_width);
+                "  {:<{}}  {:<{}}  {:<{}}  ", field.name + (marks ? mark_of(field) : ""),
+                name_width, type_name(field), type_width, default_of(field), default_width);
             text += hanging(left, left.size(), described(field));
         }
     }
@@ -131,27 +157,33 @@ std::string command_help(const Command& command) {
     for (std::size_t i = 0; i < names.size(); ++i)
         text += hanging(names[i], column, command.options[i].meaning);
     if (!command.job_kind.empty()) {
-        text +=
-            "\nKeys of the job file. Relative paths in it start at its folder. A key with * does "
-            "not\n"
-            "change the result.\n";
-        text += with_tables(command.job_kind, keys_help);
+        const bool marks = goes_on(command.job_kind);
+        text += "\nKeys of the job file. Relative paths in it start at its folder.";
+        if (marks)
+            text +=
+                " Where a job goes on\nthat was stopped, keys must be as they were, save those "
+                "with "
+                "* (they do not change the result)\nand with + (what comes follows the new value).";
+        text += "\n";
+        text += with_tables(command.job_kind,
+                            [&](const JobTables& tables) { return keys_help(tables, marks); });
     }
     return text;
 }
 
 std::string job_reference_markdown(const Command& command) {
     return with_tables(command.job_kind, [&](const JobTables& tables) {
+        const bool roles = goes_on(command.job_kind);
         std::string text = fmt::format("### `clt {}`\n", command.name);
         for (const JobTable& table : tables) {
-            text += fmt::format(
-                "\n**`[{}]`** {}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- "
-                "|\n",
-                table.name, table.meaning);
+            text += fmt::format("\n**`[{}]`** {}\n\n| key | type | default |{} meaning |\n",
+                                table.name, table.meaning, roles ? " on resume |" : "");
+            text.append("| --- | --- | --- |").append(roles ? " --- |" : "").append(" --- |\n");
             for (const JobField& field : table.fields)
                 text += fmt::format(
-                    "| `{}` | {} | {} | {} |\n", field.name, type_name(field),
+                    "| `{}` | {} | {} |{} {} |\n", field.name, type_name(field),
                     field.rule.required ? "required" : fmt::format("`{}`", default_of(field)),
+                    roles ? fmt::format(" {} |", role_cell(field)) : "",
                     markdown_cell(described(field)));
         }
         return text;

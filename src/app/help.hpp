@@ -18,7 +18,7 @@ std::string job_reference_markdown(const Command& command);
 /// "<!-- job reference: begin -->" and "<!-- job reference: end -->".
 std::string full_reference_markdown();
 
-/// The keys alone, aligned.
-std::string keys_help(const JobTables& tables);
+/// The keys alone, aligned. marks: what they are for a job that goes on (* or + behind the name).
+std::string keys_help(const JobTables& tables, bool marks);
 
 }  // namespace clt

@@ -333,14 +333,14 @@ void write_resolved_job(const std::string& output, const JobTables& tables,
     });
 }
 
-std::vector<std::string> difference(const std::string& before, const std::string& now,
+std::vector<FieldChange> difference(const std::string& before, const std::string& now,
                                     const JobTables& defaults) {
     const toml::table files[] = {parse(before, "the stored job"), parse(now, "the job"),
                                  parse(resolved_text(defaults), "the defaults")};
-    std::vector<std::string> changes;
+    std::vector<FieldChange> changes;
     for (const JobTable& table : defaults) {
         for (const JobField& field : table.fields) {
-            if (field.rule.execution) continue;
+            if (field.rule.role == Role::execution) continue;
             const auto value_in = [&](const toml::table& file) {
                 const toml::node* node = file[table.name][field.name].node();
                 return text_of(node != nullptr ? *node : *files[2][table.name][field.name].node());
@@ -348,8 +348,7 @@ std::vector<std::string> difference(const std::string& before, const std::string
             const std::string was = value_in(files[0]);
             const std::string is = value_in(files[1]);
             if (was != is)
-                changes.push_back(
-                    fmt::format("{}.{} ({}, was {})", table.name, field.name, is, was));
+                changes.push_back({table.name + "." + field.name, field.rule.role, was, is});
         }
     }
     return changes;

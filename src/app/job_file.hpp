@@ -73,11 +73,10 @@ std::string resolved_text(const JobTables& tables);
 void write_resolved_job(const std::string& output, const JobTables& tables,
                         const Communicator& world);
 
-/// Settings that differ between two resolved texts, save those that do not change the result
-/// (rule::execution), each as "table.key (now, was before)". A key that a text does not have counts
-/// with its default; defaults: the tables of a fresh job of the same kind. Throws UserError when a
-/// text is not TOML.
-std::vector<std::string> difference(const std::string& before, const std::string& now,
+/// Keys that differ between two resolved texts, save those that do not change the result
+/// (rule::execution). A key that a text does not have counts with its default; defaults: the tables
+/// of a fresh job of the same kind. Throws UserError when a text is not TOML.
+std::vector<FieldChange> difference(const std::string& before, const std::string& now,
                                     const JobTables& defaults);
 
 }  // namespace clt

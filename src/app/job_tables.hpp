@@ -3,7 +3,11 @@
 // over it.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -42,12 +46,18 @@ std::vector<JobField> fields_of(Config& config) {
     return fields;
 }
 
-/// The tables of a job; the job must outlive them and must not move.
+/// The tables of a job; the job must outlive them and must not move. Its tables() may name keys of
+/// a table that do nothing in this kind of job: they are then unknown keys.
 template <class Job>
 JobTables tables_of(Job& job) {
     JobTables tables;
-    auto visit = [&](const char* name, auto& config, const char* meaning) {
-        tables.push_back({name, meaning, fields_of(config)});
+    auto visit = [&](const char* name, auto& config, const char* meaning,
+                     std::initializer_list<std::string_view> unused = {}) {
+        JobTable table{name, meaning, fields_of(config)};
+        std::erase_if(table.fields, [&](const JobField& field) {
+            return std::find(unused.begin(), unused.end(), field.name) != unused.end();
+        });
+        tables.push_back(std::move(table));
     };
     job.tables(visit);
     return tables;

@@ -20,14 +20,19 @@ bool holds_run(const RunFolder& folder) {
     return false;
 }
 
-void refuse_other_settings(const RunFolder& folder, const TrainOptions& options) {
-    const std::vector<std::string> changed =
-        options.differences(folder.resume_from->state.job, options.resolved_job);
-    if (changed.empty()) return;
-    user_error(
-        "cannot resume the run in {}: the job now differs from it in {}; undo the change or start "
-        "in another [job] output",
-        folder.path, fmt::join(changed, ", "));
+void judge_changes(const RunFolder& folder, const TrainOptions& options) {
+    std::vector<std::string> refused;
+    std::vector<std::string> followed;
+    for (const FieldChange& change :
+         options.differences(folder.resume_from->state.job, options.resolved_job))
+        (change.role == Role::free ? followed : refused).push_back(change.text());
+    if (!refused.empty())
+        user_error(
+            "cannot resume the run in {}: the job now differs from it in {}; undo the change or "
+            "start in another [job] output",
+            folder.path, fmt::join(refused, ", "));
+    if (!followed.empty())
+        log_info("the run in {} goes on with {}", folder.path, fmt::join(followed, ", "));
 }
 
 }  // namespace
@@ -53,7 +58,7 @@ RunFolder open_run_folder(const std::string& path, const TrainOptions& options,
     if (old_run) {
         folder.resume_from = find_newest_checkpoint(folder.checkpoints, all);
         if (folder.resume_from)
-            refuse_other_settings(folder, options);
+            judge_changes(folder, options);
         else
             log_info("no whole checkpoint in {}: the run starts anew", folder.checkpoints);
     }

@@ -88,7 +88,7 @@ class TrainEvaluateTest : public testing::Test {
         options.resolved_job = "the job";
         options.resume = resume;
         options.differences = [](const std::string&, const std::string&) {
-            return std::vector<std::string>();
+            return std::vector<FieldChange>();
         };
         return train(job, options, *backend, ranks, workers_);
     }

@@ -32,8 +32,13 @@ struct Grid {
     int feature;
 };
 
-std::vector<std::string> differing_lines(const std::string& stored, const std::string& now) {
-    return stored == now ? std::vector<std::string>() : std::vector<std::string>{now};
+// The settings of these tests are one line "key = value"; those of schedule are free.
+std::vector<FieldChange> differing_line(const std::string& stored, const std::string& now) {
+    if (stored == now) return {};
+    const std::string key = now.substr(0, now.find(" = "));
+    const auto value = [](const std::string& line) { return line.substr(line.find(" = ") + 3); };
+    return {
+        {key, key.starts_with("schedule") ? Role::free : Role::input, value(stored), value(now)}};
 }
 
 TrainJob small_job(Index steps) {
@@ -129,7 +134,7 @@ class TrainerTest : public testing::Test {
         TrainOptions options;
         options.resolved_job = variation.settings;
         options.resume = variation.resume;
-        options.differences = differing_lines;
+        options.differences = differing_line;
         const RunFolder run_folder = open_run_folder(folder, options, grid.all());
         RunSources sources;
         auto training = std::make_unique<ReplaySource>(shape, batch_tokens, true, grid);

@@ -34,7 +34,7 @@ TEST(Help, FitsAHundredColumns) {
 TEST(Help, NamesEveryKeyWithItsDefault) {
     const std::string help = command_help(find_command("train"));
     for (const char* line : {"[optimizer]  Adam and AdamW", "  features ", "required", "  output* ",
-                             "\"batchtopk\"", "(linear, cosine,"})
+                             "  backend+ ", "  precision ", "\"batchtopk\"", "(linear, cosine,"})
         EXPECT_NE(help.find(line), std::string::npos) << line;
 }
 

@@ -33,9 +33,10 @@ struct EvaluateJob {
 
     template <class V>
     void tables(V& v) {
-        v("job", job, "What the job is and where its results go");
+        v("job", job, "What the job is and where its results go", {"seed"});
         v("grid", grid, "Ranks: data replicas x feature shards");
-        v("data", data, "Activations, batches, normalisation (as in training)");
+        v("data", data, "Activations, batches, normalisation (as in training)",
+          {"sampling", "window_tokens"});
         v("evaluate", evaluate, "What is judged, and on which tokens");
     }
 };

@@ -1,6 +1,7 @@
 // A config struct lists its fields once, in `template <class V> void fields(V& v)`; reading a job
 // file, the resolved copy, `clt help`, the README table and the diff on resume all walk that list
-// (app/). Rules say what a value must satisfy beyond its type.
+// (app/). Rules say what a value must satisfy beyond its type, and what it is for a run that goes
+// on.
 #pragma once
 
 #include <limits>
@@ -10,13 +11,29 @@
 
 namespace clt {
 
+/// What a key is for a run that goes on.
+enum class Role {
+    input,      // changes the result: refused when it differs
+    execution,  // does not change the result: may differ
+    free,       // changes what comes: may differ, the run follows the new value from there on
+};
+
+/// A key whose value differs between two jobs, the values as TOML.
+struct FieldChange {
+    std::string key;  // "table.key"
+    Role role = Role::input;
+    std::string was, now;
+
+    std::string text() const { return key + " (" + now + ", was " + was + ")"; }
+};
+
 struct FieldRule {
     double min = -std::numeric_limits<double>::infinity();
     double max = std::numeric_limits<double>::infinity();
     bool min_excluded = false;
-    bool required = false;             // no default
-    bool path = false;                 // relative to the job file
-    bool execution = false;            // does not change the result: may differ on resume
+    bool required = false;  // no default
+    bool path = false;      // relative to the job file
+    Role role = Role::input;
     std::vector<std::string> choices;  // empty: any
 
     FieldRule operator|(const FieldRule& other) const {
@@ -28,7 +45,7 @@ struct FieldRule {
         if (other.max < both.max) both.max = other.max;
         both.required = required || other.required;
         both.path = path || other.path;
-        both.execution = execution || other.execution;
+        if (both.role == Role::input) both.role = other.role;
         if (both.choices.empty()) both.choices = other.choices;
         return both;
     }
@@ -72,7 +89,12 @@ inline FieldRule path() {
 }
 inline FieldRule execution() {
     FieldRule r;
-    r.execution = true;
+    r.role = Role::execution;
+    return r;
+}
+inline FieldRule free() {
+    FieldRule r;
+    r.role = Role::free;
     return r;
 }
 }  // namespace rule

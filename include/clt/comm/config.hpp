@@ -22,10 +22,9 @@ struct JobConfig {
         v("output", output, rule::required() | rule::path() | rule::execution(),
           "Folder of the results; made when missing");
         v("seed", seed, rule::at_least(0), "Seed of every random number of the job");
-        v("backend", backend, rule::one_of({"cpu", "cuda"}) | rule::execution(),
+        v("backend", backend, rule::one_of({"cpu", "cuda"}) | rule::free(),
           "Where the kernels run; cuda needs a build with CUDA and a GPU");
-        v("precision", precision,
-          rule::one_of({"auto", "float32", "tf32", "bfloat16"}) | rule::execution(),
+        v("precision", precision, rule::one_of({"auto", "float32", "tf32", "bfloat16"}),
           "Of the encoder's product, tf32 of every product; auto: bfloat16 on cuda, float32 on "
           "cpu");
     }

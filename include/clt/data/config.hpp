@@ -20,8 +20,9 @@ struct DataConfig {
 
     template <class V>
     void fields(V& v) {
-        v("path", path, rule::required() | rule::path(),
-          "Activation data set: the folder with index.bin");
+        v("path", path, rule::required() | rule::path() | rule::execution(),
+          "Activation data set: the folder with index.bin; a run that goes on knows it by its "
+          "content, wherever it lies");
         v("batch_tokens", batch_tokens, rule::positive(), "Tokens of a step over all replicas (B)");
         v("normalization", normalization, rule::one_of({"none", "mean_std", "sqrt_d_model"}),
           "How inputs and targets are scaled; mean_std needs norm_stats.json");
@@ -33,7 +34,7 @@ struct DataConfig {
           "0: whole chunks");
         v("holdout_fraction", holdout_fraction, rule::between(0, 0.9),
           "Last part of every chunk that is never trained on and used for evaluation");
-        v("evaluation_path", evaluation_path, rule::path(),
+        v("evaluation_path", evaluation_path, rule::path() | rule::execution(),
           "A second data set for evaluation, instead of a fraction");
         v("prefetch", prefetch, rule::between(0, 16) | rule::execution(),
           "Batches prepared ahead by a thread; 0: none");

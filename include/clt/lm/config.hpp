@@ -17,7 +17,7 @@ struct LanguageModelConfig {
 
     template <class V>
     void fields(V& v) {
-        v("path", path, rule::required() | rule::path(),
+        v("path", path, rule::required() | rule::path() | rule::execution(),
           "Hugging Face folder: config.json, model.safetensors or its shards, tokenizer.json");
         v("name", name, rule::any(), "Name in metadata.json; empty: the folder's name");
         v("tap", tap, rule::one_of({"mlp_input", "residual"}),

@@ -54,7 +54,8 @@ struct ScheduleConfig {
 
     template <class V>
     void fields(V& v) {
-        v("steps", steps, rule::required() | rule::positive(), "Training steps (T)");
+        v("steps", steps, rule::required() | rule::positive() | rule::free(),
+          "Training steps; a run that goes on may have more");
         v("kind", kind, rule::one_of({"linear", "cosine", "linear_final", "constant"}),
           "Shape of the learning rate");
         v("start_factor", start_factor, rule::positive(), "linear: factor at the first step");
@@ -73,9 +74,10 @@ struct EvaluationConfig {
 
     template <class V>
     void fields(V& v) {
-        v("interval", interval, rule::at_least(0),
+        v("interval", interval, rule::at_least(0) | rule::execution(),
           "Steps between evaluations on held-out tokens; 0: at the end only");
-        v("tokens", tokens, rule::at_least(0), "Held-out tokens of an evaluation; 0: all");
+        v("tokens", tokens, rule::at_least(0) | rule::execution(),
+          "Held-out tokens of an evaluation; 0: all");
     }
 };
 
@@ -102,7 +104,7 @@ struct LogConfig {
     void fields(V& v) {
         v("interval", interval, rule::positive() | rule::execution(),
           "Steps between lines of metrics.jsonl and the live line");
-        v("dead_window", dead_window, rule::positive(),
+        v("dead_window", dead_window, rule::positive() | rule::execution(),
           "A feature silent for more steps than this counts as dead");
     }
 };

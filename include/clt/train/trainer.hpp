@@ -24,9 +24,9 @@ inline constexpr int exit_interrupted = 85;
 struct TrainOptions {
     std::string resolved_job;  // TOML, equal on every rank
     bool resume = false;
-    /// Names the settings ("table.key") in which two resolved jobs differ, execution settings
-    /// apart. The trainer cannot read TOML, app/ can.
-    std::function<std::vector<std::string>(const std::string& stored, const std::string& now)>
+    /// The keys in which two resolved jobs differ, execution keys apart. The trainer cannot read
+    /// TOML, app/ can.
+    std::function<std::vector<FieldChange>(const std::string& stored, const std::string& now)>
         differences;
 };
 

@@ -31,7 +31,7 @@ Command train_command() {
             {set_option(),
              {"resume", "",
               "Goes on from the newest whole checkpoint in job.output; starts anew when there is "
-              "none. Refuses a job that differs from the run's, save in keys with *"}},
+              "none. Refuses a job that differs from the run's, save in keys with * or +"}},
             "train",
             run};
 }
