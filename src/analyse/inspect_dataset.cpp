@@ -10,6 +10,7 @@
 #include "clt/base/error.hpp"
 #include "clt/data/dataset.hpp"
 #include "clt/io/hdf5.hpp"
+#include "clt/io/json.hpp"
 
 namespace clt {
 namespace {
@@ -143,11 +144,13 @@ Inspection inspect_dataset(const std::string& folder, bool verify, const Communi
     lines.push_back(fmt::format("  statistics   {}", dataset.stats().empty()
                                                          ? "none (norm_stats.json)"
                                                          : "mean and std of every layer"));
-    const auto metadata = nlohmann::ordered_json::parse(dataset.metadata());
+    const Json metadata = parse_json_object(dataset.metadata(), folder + "/metadata.json");
     for (const auto& [key, value] : metadata.items())
         if (key != "num_layers" && key != "d_model" && key != "dtype" && key != "total_tokens")
             lines.push_back(fmt::format(
-                "  {:<12} {}", key, value.is_string() ? value.get<std::string>() : value.dump()));
+                "  {:<12} {}", key,
+                value.is_string() ? value.get<std::string>()
+                                  : value.dump(-1, ' ', false, Json::error_handler_t::replace)));
     Index rows = 0;
     for (const ChunkInfo& chunk : dataset.chunks()) {
         rows += chunk.rows;

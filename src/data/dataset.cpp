@@ -10,6 +10,7 @@
 #include "clt/base/log.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
+#include "clt/io/json.hpp"
 #include "data/manifest.hpp"
 #include "data/storage.hpp"
 
@@ -26,24 +27,11 @@ std::optional<Index> whole_number(std::string_view text) {
     return value;
 }
 
-json parse_object(const std::string& text, const std::string& path) {
-    json value = json::parse(text, nullptr, false);
-    if (!value.is_object()) user_error("{}: not a JSON object", path);
-    return value;
-}
-
 /// Numbers written as strings count too: the reference's readers take them.
-Index required_count(const json& metadata, const char* key, const std::string& path) {
-    const auto it = metadata.find(key);
-    std::optional<Index> value;
-    if (it != metadata.end() && it->is_number_integer())
-        value = it->get<Index>();
-    else if (it != metadata.end() && it->is_string())
-        value = whole_number(it->get<std::string>());
-    if (!value || *value < 0)
-        user_error("{}: {} = {}, expected a whole number", path, key,
-                   it == metadata.end() ? "missing" : it->dump());
-    return *value;
+Index required_count(const JsonObject& metadata, const char* key) {
+    if (metadata.has(key) && metadata.json()[key].is_string())
+        if (const auto value = whole_number(metadata.text(key))) return *value;
+    return metadata.integer(key, 0);
 }
 
 const char* describe(H5Type type) {
@@ -77,33 +65,22 @@ void check_layers(const std::vector<Index>& ids, Index layers, const std::string
                    ids.size(), layers);
 }
 
-std::vector<float> column(const json& section, const char* key, Index d_model,
-                          const std::string& where) {
-    const auto it = section.find(key);
-    if (it == section.end() || !it->is_array() || static_cast<Index>(it->size()) != d_model ||
-        !std::all_of(it->begin(), it->end(), [](const json& v) { return v.is_number(); }))
-        user_error("{}.{}: expected {} numbers (d_model)", where, key, d_model);
-    return it->get<std::vector<float>>();
-}
-
 /// Empty when a layer is missing: whoever needs statistics then says so.
 std::vector<LayerStats> parse_stats(const std::string& text, const std::vector<Index>& layer_ids,
                                     Index d_model, const std::string& path) {
-    const json all = parse_object(text, path);
+    const JsonObject all = JsonObject::parse(text, path);
     std::vector<LayerStats> stats;
     for (const Index id : layer_ids) {
-        const auto layer = all.find(std::to_string(id));
-        if (layer == all.end()) return {};
+        const std::string key = std::to_string(id);
+        if (!all.has(key)) return {};
+        const JsonObject layer = all.object(key);
         LayerStats both;
         for (std::size_t part = 0; part < dataset_parts.size(); ++part) {
-            const char* key = dataset_parts[part];
-            const std::string where = fmt::format("{}: {}.{}", path, id, key);
-            if (!layer->is_object() || !layer->contains(key) || !(*layer)[key].is_object())
-                user_error("{}: missing", where);
-            const json& section = (*layer)[key];
+            const JsonObject section = layer.object(
+                dataset_parts[part], fmt::format("layer {} {} ", id, dataset_parts[part]));
             ColumnStats& columns = part == 0 ? both.inputs : both.targets;
-            columns.mean = column(section, "mean", d_model, where);
-            columns.std = column(section, "std", d_model, where);
+            columns.mean = section.floats("mean", d_model, "d_model");
+            columns.std = section.floats("std", d_model, "d_model");
         }
         stats.push_back(std::move(both));
     }
@@ -125,18 +102,21 @@ SmallFiles read_small_files(const std::string& path) {
                 "{}: not an activation data set: {} is missing (was its generation finished?)",
                 path, name);
     SmallFiles files;
-    files.metadata = read_file(path + "/metadata.json");
+    files.metadata = read_file(path + "/metadata.json", json_file_bytes);
     files.index = read_file(path + "/index.bin");
-    if (fs::exists(path + "/norm_stats.json")) files.stats = read_file(path + "/norm_stats.json");
+    if (fs::exists(path + "/norm_stats.json"))
+        files.stats = read_file(path + "/norm_stats.json", json_file_bytes);
     return files;
 }
 
-std::string chunk_path(const std::string& folder, Index id) {
-    for (const char* suffix : {".h5", ".hdf5"}) {
-        std::string path = fmt::format("{}/chunk_{}{}", folder, id, suffix);
-        if (fs::exists(path)) return path;
-    }
-    user_error("{}/chunk_{}.hdf5: missing, but index.bin lists it", folder, id);
+std::string chunk_path(const std::string& folder, Index id, const std::string& suffix) {
+    return fmt::format("{}/chunk_{}{}", folder, id, suffix);
+}
+
+std::string chunk_suffix(const std::string& folder, Index id) {
+    for (const char* suffix : {".h5", ".hdf5"})
+        if (fs::exists(chunk_path(folder, id, suffix))) return suffix;
+    user_error("{}: missing, but index.bin lists it", chunk_path(folder, id, ".hdf5"));
 }
 
 bool any_sign_bit(const std::vector<std::byte>& words) {
@@ -163,20 +143,17 @@ ActivationDataset::ActivationDataset(const std::string& path, const Communicator
 
     // The same bytes on every rank: what is wrong here throws on every rank.
     const std::string metadata_path = path_ + "/metadata.json";
-    const json metadata = parse_object(metadata_, metadata_path);
-    layers_ = required_count(metadata, "num_layers", metadata_path);
-    d_model_ = required_count(metadata, "d_model", metadata_path);
-    tokens_ = required_count(metadata, "total_tokens", metadata_path);
+    const JsonObject metadata = JsonObject::parse(metadata_, metadata_path);
+    layers_ = required_count(metadata, "num_layers");
+    d_model_ = required_count(metadata, "d_model");
+    tokens_ = required_count(metadata, "total_tokens");
     if (layers_ == 0 || d_model_ == 0)
         user_error("{}: num_layers = {}, d_model = {}, expected positive numbers", metadata_path,
                    layers_, d_model_);
     std::optional<DType> dtype;
-    if (metadata.contains("dtype")) {
-        const json& name = metadata["dtype"];
-        if (name.is_string()) dtype = dtype_from_name(name.get<std::string>());
-        if (!dtype)
-            user_error("{}: dtype = {}, expected \"float32\", \"float16\" or \"bfloat16\"",
-                       metadata_path, name.dump());
+    if (metadata.has("dtype")) {
+        dtype = dtype_from_name(metadata.text("dtype"));
+        if (!dtype) metadata.refuse("dtype", "\"float32\", \"float16\" or \"bfloat16\"");
     }
     const auto entries = parse_manifest(files.index, tokens_, path_ + "/index.bin");
 
@@ -184,13 +161,14 @@ ActivationDataset::ActivationDataset(const std::string& path, const Communicator
     json found;
     communicator.together([&] {
         if (communicator.rank() != 0) return;
-        found["paths"] = json::array();
+        found["suffixes"] = json::array();
         for (const ManifestEntry& entry : entries)
-            found["paths"].push_back(chunk_path(path_, entry.chunk));
+            found["suffixes"].push_back(chunk_suffix(path_, entry.chunk));
         found["layer_ids"] = json::array();
         found["storage"] = static_cast<int>(H5Type::float32);
         if (entries.empty()) return;
-        const H5File first = H5File::open(found["paths"][0].get<std::string>());
+        const H5File first = H5File::open(
+            chunk_path(path_, entries[0].chunk, found["suffixes"][0].get<std::string>()));
         const std::vector<Index> ids = layer_ids_of(first);
         check_layers(ids, layers_, first.path());
         found["layer_ids"] = ids;
@@ -207,7 +185,8 @@ ActivationDataset::ActivationDataset(const std::string& path, const Communicator
     dtype_ = *dtype;
     for (std::size_t i = 0; i < entries.size(); ++i)
         chunks_.push_back(
-            {entries[i].chunk, entries[i].rows, found["paths"][i].get<std::string>()});
+            {entries[i].chunk, entries[i].rows,
+             chunk_path(path_, entries[i].chunk, found["suffixes"][i].get<std::string>())});
     if (!files.stats.empty())
         stats_ = parse_stats(files.stats, layer_ids_, d_model_, path_ + "/norm_stats.json");
 }

@@ -8,6 +8,7 @@
 
 #include "clt/base/checksum.hpp"
 #include "clt/base/stopwatch.hpp"
+#include "clt/io/json.hpp"
 #include "data/batch_maker.hpp"
 
 namespace clt {
@@ -202,19 +203,11 @@ std::string DatasetSource::cursor() const {
 }
 
 void DatasetSource::seek(const std::string& cursor) {
-    const auto saved = nlohmann::json::parse(cursor, nullptr, false);
-    StreamPosition position;
-    std::uint64_t seed = 0;
-    std::string data;
-    std::string settings;
-    try {
-        position = {saved.at("epoch").get<Index>(), saved.at("offset").get<Index>()};
-        seed = saved.at("seed").get<std::uint64_t>();
-        data = saved.at("data").get<std::string>();
-        settings = saved.at("settings").get<std::string>();
-    } catch (const nlohmann::json::exception&) {
-        user_error("data cursor \"{}\": damaged", cursor);
-    }
+    const JsonObject saved = JsonObject::parse(cursor, "data cursor");
+    const StreamPosition position{saved.integer("epoch", 0), saved.integer("offset", 0)};
+    const auto seed = static_cast<std::uint64_t>(saved.integer("seed"));
+    const std::string data = saved.text("data");
+    const std::string settings = saved.text("settings");
     const std::string& path = shared_->dataset->path();
     if (data != fingerprint())
         user_error("{}: is another data set than the run to continue was trained on", path);
@@ -224,7 +217,7 @@ void DatasetSource::seek(const std::string& cursor) {
     if (settings != shared_->plan.settings)
         user_error("{}: the run to continue drew its batches with {}, this job says {}", path,
                    settings, shared_->plan.settings);
-    if (position.epoch < 0 || position.offset < 0 || position.offset > tokens())
+    if (position.offset > tokens())
         user_error("data cursor \"{}\": not a place in {}", cursor, path);
     stop();
     position_ = position;

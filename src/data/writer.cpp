@@ -10,6 +10,7 @@
 #include "clt/base/version.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
+#include "clt/io/json.hpp"
 #include "data/column_statistics.hpp"
 #include "data/manifest.hpp"
 #include "data/row_exchange.hpp"
@@ -33,15 +34,16 @@ std::string local_time() {
 }
 
 /// Throws UserError naming the first setting that differs.
-void check_same_settings(const ordered_json& was, const ordered_json& is,
-                         const std::string& folder) {
+void check_same_settings(const JsonObject& was, const ordered_json& is, const std::string& folder) {
     for (const auto& [key, value] : is.items()) {
-        const auto it = was.find(key);
-        if (it == was.end() || *it != value)
+        const Json now(value);
+        const auto it = was.json().find(key);
+        const bool missing = it == was.json().end();
+        if (missing || *it != now)
             user_error(
                 "{}: already holds activations made with {} = {}, this job says {}; choose another "
                 "folder or remove it",
-                folder, key, it == was.end() ? "nothing" : it->dump(), value.dump());
+                folder, key, missing ? "nothing" : shown(*it), shown(now));
     }
 }
 
@@ -85,7 +87,7 @@ std::string DatasetWriter::settings() const {
                      {"chunk_tokens", config_.chunk_tokens},
                      {"seed", config_.seed},
                      {"gzip", config_.gzip}};
-    const auto further = ordered_json::parse(config_.provenance, nullptr, false);
+    const auto further = ordered_json::parse(config_.provenance);
     CLT_CHECK(further.is_object(), "provenance is not a JSON object");
     for (const auto& [key, value] : further.items()) {
         CLT_CHECK(
@@ -108,19 +110,19 @@ void DatasetWriter::resume() {
     metadata = communicator_.broadcast(metadata);
     progress = communicator_.broadcast(progress);
     const auto now = ordered_json::parse(settings());
+    Index total_tokens = 0;
     if (!metadata.empty()) {
-        const auto was = ordered_json::parse(metadata, nullptr, false);
-        check_same_settings(was.is_object() ? was : ordered_json::object(), now, folder);
+        const JsonObject was = JsonObject::parse(metadata, folder + "/metadata.json");
+        check_same_settings(was, now, folder);
+        total_tokens = was.integer("total_tokens", 0);
         complete_ = true;
     }
     if (progress.empty()) {
         if (complete_) {
             communicator_.together([&] {
                 if (communicator_.rank() != 0) return;
-                for (const ManifestEntry& entry :
-                     parse_manifest(read_file(folder + "/index.bin"),
-                                    ordered_json::parse(metadata).value("total_tokens", Index{0}),
-                                    folder + "/index.bin"))
+                for (const ManifestEntry& entry : parse_manifest(
+                         read_file(folder + "/index.bin"), total_tokens, folder + "/index.bin"))
                     rows_.push_back(entry.rows);
             });
             rows_.resize(static_cast<std::size_t>(
@@ -129,15 +131,15 @@ void DatasetWriter::resume() {
         }
         return;
     }
+    const std::string file = folder + "/progress.bin";
     const std::size_t end = progress.find('\n');
-    const auto head = ordered_json::parse(progress.substr(0, end), nullptr, false);
-    if (end == std::string::npos || !head.is_object() || !head.contains("settings") ||
-        !head.contains("rows") || !head.contains("caller_state") ||
+    const JsonObject head = JsonObject::parse(std::string_view(progress).substr(0, end), file);
+    check_same_settings(head.object("settings"), now, folder);
+    rows_ = head.integers("rows", 1);
+    caller_state_ = head.text("caller_state");
+    if (end == std::string::npos ||
         !statistics_->restore(std::string_view(progress).substr(end + 1)))
-        user_error("{}/progress.bin: damaged; remove the folder to start anew", folder);
-    check_same_settings(head["settings"], now, folder);
-    rows_ = head["rows"].get<std::vector<Index>>();
-    caller_state_ = head["caller_state"].get<std::string>();
+        user_error("{}: damaged; remove the folder to start anew", file);
     communicator_.together([&] {
         if (communicator_.rank() != 0) return;
         for (std::size_t i = 0; i < rows_.size(); ++i)

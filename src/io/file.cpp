@@ -16,9 +16,12 @@
 
 namespace clt {
 
-std::string read_file(const std::string& path) {
+std::string read_file(const std::string& path, Index most_bytes) {
     const Descriptor file(path, O_RDONLY, "read");
-    std::string bytes(static_cast<std::size_t>(file.size()), '\0');
+    const Index size = file.size();
+    if (size > most_bytes)
+        user_error("{}: has {} bytes, expected at most {}", path, size, most_bytes);
+    std::string bytes(static_cast<std::size_t>(size), '\0');
     file.read_at(0, bytes.data(), static_cast<Index>(bytes.size()));
     return bytes;
 }

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "clt/base/error.hpp"
+#include "clt/io/json.hpp"
 #include "io/descriptor.hpp"
 
 namespace clt {
@@ -16,6 +17,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "files are read without byte swaps");
 
 constexpr Index prefix_bytes = 8;
+constexpr const char* metadata_key = "__metadata__";
 constexpr Index max_header_bytes = 100'000'000;  // the format's own limit
 
 // Bytes of an element; nothing for a type this page does not know (its size cannot be checked).
@@ -28,17 +30,12 @@ std::optional<Index> element_bytes(const std::string& dtype) {
     return found == known.end() ? std::nullopt : std::optional(found->second);
 }
 
-SafetensorsEntry parse_entry(const std::string& where, const nlohmann::json& value, Index data) {
+SafetensorsEntry parse_entry(const std::string& where, const JsonObject& value, Index data) {
     SafetensorsEntry entry;
-    std::vector<Index> offsets;
-    try {
-        value.at("dtype").get_to(entry.dtype);
-        value.at("shape").get_to(entry.shape);
-        value.at("data_offsets").get_to(offsets);
-    } catch (const nlohmann::json::exception& e) {
-        user_error("{}: expected dtype, shape and data_offsets: {}", where, e.what());
-    }
-    if (offsets.size() != 2 || offsets[0] < 0 || offsets[1] < offsets[0])
+    entry.dtype = value.text("dtype");
+    entry.shape = value.integers("shape", 0);
+    const std::vector<Index> offsets = value.integers("data_offsets", 0);
+    if (offsets.size() != 2 || offsets[1] < offsets[0])
         user_error("{}: data_offsets must be two ascending numbers", where);
     if (offsets[1] > std::numeric_limits<Index>::max() - data)
         user_error("{}: data_offsets end beyond any file", where);
@@ -48,7 +45,7 @@ SafetensorsEntry parse_entry(const std::string& where, const nlohmann::json& val
     Index expected = bytes.value_or(0);
     bool fits = true;
     for (const Index extent : entry.shape)
-        fits = fits && extent >= 0 && !__builtin_mul_overflow(expected, extent, &expected);
+        fits = fits && !__builtin_mul_overflow(expected, extent, &expected);
     if (!fits || (bytes && expected != entry.end - entry.begin))
         user_error("{}: {} of shape [{}] does not take the {} bytes of its data_offsets", where,
                    entry.dtype, fmt::join(entry.shape, ", "), entry.end - entry.begin);
@@ -72,21 +69,20 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
                    prefix_bytes + header_bytes, length);
     std::string text(static_cast<std::size_t>(header_bytes), '\0');
     file.read_at(prefix_bytes, text.data(), header_bytes);
-    const nlohmann::json header = nlohmann::json::parse(text, nullptr, false);
-    if (!header.is_object()) user_error("{}: not a safetensors file (its header is no JSON)", path);
+    const JsonObject header = JsonObject::parse(text, path + ": the header");
 
     const Index data = prefix_bytes + header_bytes;
     std::vector<std::pair<Index, std::string>> order;
-    for (const auto& [name, value] : header.items()) {
-        if (name == "__metadata__") {
-            if (!value.is_object()) user_error("{}: __metadata__ must be an object", path);
-            for (const auto& [key, text_value] : value.items())
-                metadata_[key] =
-                    text_value.is_string() ? text_value.get<std::string>() : text_value.dump();
+    for (const auto& [name, value] : header.json().items()) {
+        if (name == metadata_key) {
+            const JsonObject metadata = header.object(metadata_key);
+            for (const auto& [key, unused] : metadata.json().items())
+                metadata_[key] = metadata.text(key);
             continue;
         }
+        const std::string where = fmt::format("{}: tensor \"{}\"", path, name);
         const auto& entry = entries_[name] =
-            parse_entry(fmt::format("{}: tensor \"{}\"", path, name), value, data);
+            parse_entry(where, header.object(name, fmt::format("tensor \"{}\" ", name)), data);
         // An empty tensor sorts before the one that starts where it ends.
         order.emplace_back(entry.begin + (entry.end > entry.begin ? 1 : 0), name);
     }

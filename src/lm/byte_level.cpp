@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "clt/base/error.hpp"
-#include "lm/utf8.hpp"
+#include "clt/base/utf8.hpp"
 
 namespace clt {
 namespace {

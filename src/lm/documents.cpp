@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "clt/base/error.hpp"
+#include "clt/io/json.hpp"
 #include "lm/byte_stream.hpp"
 #include "lm/token_files.hpp"
 
@@ -147,20 +148,16 @@ class JsonLineDocuments final : public DocumentSource {
         }
     }
     std::string text_of(const std::string& line) const {
-        const auto json = nlohmann::json::parse(line, nullptr, false);
-        if (!json.is_object()) user_error("{}:{}: not a JSON object", path_, line_);
-        const auto found = json.find(column_);
-        if (found == json.end()) {
+        const JsonObject json = JsonObject::parse_line(line, path_, line_);
+        if (!json.json().contains(column_)) {
             std::string keys;
-            for (const auto& [key, value] : json.items()) keys += (keys.empty() ? "" : ", ") + key;
+            constexpr std::size_t most_bytes = 400;
+            for (const auto& [key, value] : json.json().items())
+                if (keys.size() < most_bytes) keys += (keys.empty() ? "" : ", ") + shown(Json(key));
             user_error("{}:{}: there is no key \"{}\" (text.column); the keys are: {}", path_,
                        line_, column_, keys);
         }
-        if (found->is_null()) return {};
-        if (!found->is_string())
-            user_error("{}:{}: \"{}\" is no text but a value of type {}", path_, line_, column_,
-                       found->type_name());
-        return found->get<std::string>();
+        return json.has(column_) ? json.text(column_) : std::string();
     }
 
     std::string path_;

@@ -1,14 +1,12 @@
 #include "lm/model_description.hpp"
 
 #include <map>
-#include <nlohmann/json.hpp>
 
-#include "clt/io/file.hpp"
+#include "clt/base/error.hpp"
+#include "clt/io/json.hpp"
 
 namespace clt {
 namespace {
-
-using Json = nlohmann::json;
 
 ModelDescription gpt2() {
     ModelDescription m;
@@ -43,51 +41,10 @@ const std::vector<ModelDescription>& families() {
     return all;
 }
 
-// Typed look-up with one sentence for everything that can be wrong.
-class ConfigReader {
-  public:
-    ConfigReader(std::string file, const Json& json) : file_(std::move(file)), json_(json) {}
-
-    bool has(const std::string& key) const { return json_.contains(key) && !json_[key].is_null(); }
-    Index positive(const std::string& key) const {
-        if (!has(key)) user_error("{}: \"{}\" is missing, expected a positive integer", file_, key);
-        if (!json_[key].is_number_integer() || json_[key].get<Index>() <= 0)
-            user_error("{}: \"{}\" is {}, expected a positive integer", file_, key,
-                       json_[key].dump());
-        return json_[key].get<Index>();
-    }
-    double positive_number(const std::string& key, double otherwise) const {
-        if (!has(key)) return otherwise;
-        if (!json_[key].is_number() || !(json_[key].get<double>() > 0))
-            user_error("{}: \"{}\" is {}, expected a positive number", file_, key,
-                       json_[key].dump());
-        return json_[key].get<double>();
-    }
-    std::string text(const std::string& key, const std::string& otherwise) const {
-        if (!has(key)) return otherwise;
-        if (!json_[key].is_string())
-            user_error("{}: \"{}\" is {}, expected a text", file_, key, json_[key].dump());
-        return json_[key].get<std::string>();
-    }
-    bool flag(const std::string& key, bool otherwise) const {
-        if (!has(key)) return otherwise;
-        if (!json_[key].is_boolean())
-            user_error("{}: \"{}\" is {}, expected true or false", file_, key, json_[key].dump());
-        return json_[key].get<bool>();
-    }
-    std::optional<std::int32_t> token(const std::string& key, Index vocabulary) const {
-        if (!has(key)) return std::nullopt;
-        if (!json_[key].is_number_integer() || json_[key].get<Index>() < 0 ||
-            json_[key].get<Index>() >= vocabulary)
-            user_error("{}: \"{}\" is {}, expected a token id below {}", file_, key,
-                       json_[key].dump(), vocabulary);
-        return json_[key].get<std::int32_t>();
-    }
-
-  private:
-    std::string file_;
-    const Json& json_;
-};
+std::optional<std::int32_t> token_id(const JsonObject& json, const char* key, Index vocabulary) {
+    if (!json.has(key)) return std::nullopt;
+    return static_cast<std::int32_t>(json.integer(key, 0, vocabulary - 1));
+}
 
 MlpActivation activation_named(const std::string& name, const std::string& file,
                                const std::string& key) {
@@ -117,34 +74,29 @@ const ModelDescription& describe_family(const std::string& family, const std::st
 
 ModelFolder read_model_config(const std::string& folder) {
     const std::string file = folder + "/config.json";
-    const Json json = Json::parse(read_file(file), nullptr, false);
-    if (!json.is_object()) user_error("{}: not a JSON object", file);
-    const ConfigReader reader(file, json);
-    if (!reader.has("model_type")) user_error("{}: \"model_type\" is missing", file);
-    const ModelDescription& description = describe_family(reader.text("model_type", ""), file);
+    const JsonObject json = JsonObject::read(file);
+    const ModelDescription& description = describe_family(json.text("model_type"), file);
     for (const std::string& key : description.must_be_false)
-        if (reader.flag(key, false))
-            user_error("{}: \"{}\" = true is not supported, expected false", file, key);
+        if (json.flag_or(key, false)) json.refuse(key, "false: the rest is not supported");
     for (const std::string& key : description.must_be_true)
-        if (!reader.flag(key, true))
-            user_error("{}: \"{}\" = false is not supported, expected true", file, key);
+        if (!json.flag_or(key, true)) json.refuse(key, "true: the rest is not supported");
 
     TransformerConfig c;
     c.family = description.family;
-    c.layers = reader.positive(description.layers);
-    c.d_model = reader.positive(description.d_model);
-    c.heads = reader.positive(description.heads);
-    c.d_mlp = reader.has(description.d_mlp) ? reader.positive(description.d_mlp)
-                                            : description.mlp_ratio * c.d_model;
-    c.positions = reader.positive(description.positions);
-    c.vocabulary = reader.positive("vocab_size");
-    c.norm_epsilon = static_cast<float>(reader.positive_number(description.norm_epsilon, 1e-5));
+    c.layers = json.integer(description.layers, 1);
+    c.d_model = json.integer(description.d_model, 1);
+    c.heads = json.integer(description.heads, 1);
+    c.d_mlp = json.integer_or(description.d_mlp, description.mlp_ratio * c.d_model, 1);
+    c.positions = json.integer(description.positions, 1);
+    c.vocabulary = json.integer("vocab_size", 1);
+    c.norm_epsilon = static_cast<float>(json.finite_or(description.norm_epsilon, 1e-5));
+    if (!(c.norm_epsilon > 0)) json.refuse(description.norm_epsilon, "a positive number");
     c.activation =
-        activation_named(reader.text(description.activation, description.default_activation), file,
+        activation_named(json.text_or(description.activation, description.default_activation), file,
                          description.activation);
-    c.tied_unembedding = reader.flag("tie_word_embeddings", true);
-    c.begin_token = reader.token("bos_token_id", c.vocabulary);
-    c.end_token = reader.token("eos_token_id", c.vocabulary);
+    c.tied_unembedding = json.flag_or("tie_word_embeddings", true);
+    c.begin_token = token_id(json, "bos_token_id", c.vocabulary);
+    c.end_token = token_id(json, "eos_token_id", c.vocabulary);
     if (c.d_model % c.heads != 0)
         user_error("{}: \"{}\" = {} is not a multiple of \"{}\" = {}", file, description.d_model,
                    c.d_model, description.heads, c.heads);

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "clt/base/error.hpp"
-#include "clt/io/file.hpp"
+#include "clt/io/json.hpp"
 
 namespace clt {
 
@@ -20,15 +20,12 @@ TensorFiles::TensorFiles(const std::string& folder) {
         return;
     }
     source_ = index;
-    const auto json = nlohmann::json::parse(read_file(index), nullptr, false);
-    if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())
-        user_error("{}: \"weight_map\" is missing, expected an object of tensor: file", index);
+    const JsonObject map = JsonObject::read(index).object("weight_map", "file of tensor ");
     std::map<std::string, std::size_t> opened;
-    for (const auto& [name, file] : json["weight_map"].items()) {
+    for (const auto& [name, unused] : map.json().items()) {
+        const std::string shard = map.text(name);
         // A shard lies beside the index: a path that leads elsewhere is not one.
-        if (!file.is_string() || file.get<std::string>().find('/') != std::string::npos)
-            user_error("{}: file of \"{}\" is {}, expected a file name", index, name, file.dump());
-        const auto shard = file.get<std::string>();
+        if (shard.find('/') != std::string::npos) map.refuse(name, "a file name");
         const auto [place, is_new] = opened.emplace(shard, files_.size());
         if (is_new) files_.emplace_back(fmt::format("{}/{}", folder, shard));
         const SafetensorsFile& opened_file = files_[place->second];

@@ -6,19 +6,19 @@
 
 #include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
+#include "clt/base/utf8.hpp"
 #include "clt/io/file.hpp"
+#include "clt/io/json.hpp"
 #include "lm/bpe.hpp"
 #include "lm/byte_level.hpp"
-#include "lm/utf8.hpp"
 
 namespace clt {
 namespace {
 
-using Json = nlohmann::json;
-
 // Words seen often are merged once. Longer words and a full cache are not worth the memory.
 constexpr std::size_t cached_word_bytes = 48;
 constexpr std::size_t cached_words = std::size_t{1} << 20;
+constexpr Index most_id = std::numeric_limits<std::int32_t>::max() - 1;
 
 struct TextHash {
     using is_transparent = void;
@@ -76,9 +76,9 @@ class AddedTokens {
 struct Tokenizer::Impl {
     explicit Impl(const std::string& path);
 
-    void read_model(const Json& model);
-    void read_added(const Json& added);
-    void check_pipeline(const Json& json);
+    void read_model(const JsonObject& model);
+    void read_added(const std::vector<JsonObject>& added);
+    void check_pipeline(const JsonObject& json);
     std::int32_t known(std::string_view spelling, const char* where) const;
     template <class... Args>
     [[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) const {
@@ -91,8 +91,8 @@ struct Tokenizer::Impl {
     std::string path;
     std::string fingerprint;
     TextMap<std::int32_t> id_of_spelling;
-    TextMap<std::int32_t> id_of_bytes;  // for ignore_merges
-    std::vector<std::optional<std::string>> bytes_of_id;
+    TextMap<std::int32_t> id_of_bytes;                          // for ignore_merges
+    std::unordered_map<std::int32_t, std::string> bytes_of_id;  // ids may be sparse
     std::vector<std::int32_t> special_ids;
     AddedTokens raw_added;  // matched first, then the rest
     AddedTokens normalized_added;
@@ -104,25 +104,17 @@ struct Tokenizer::Impl {
 };
 
 Tokenizer::Impl::Impl(const std::string& file) : path(file) {
-    const std::string bytes = read_file(path);
+    const std::string bytes = read_file(path, json_file_bytes);
     fingerprint = fingerprint_of(bytes);
-    const Json json = Json::parse(bytes, nullptr, false);
-    if (!json.is_object()) refuse("not a JSON object, expected a Hugging Face tokenizer");
-    try {
-        check_pipeline(json);
-        if (!json.contains("model")) refuse("has no \"model\"");
-        read_model(json["model"]);
-        if (json.contains("added_tokens") && !json["added_tokens"].is_null())
-            read_added(json["added_tokens"]);
-    } catch (const Json::exception& e) {
-        refuse("unexpected content ({})", e.what());
-    }
+    const JsonObject json = JsonObject::parse(bytes, path);
+    check_pipeline(json);
+    read_model(json.object("model"));
+    if (json.has("added_tokens")) read_added(json.objects("added_tokens"));
 }
 
-void Tokenizer::Impl::check_pipeline(const Json& json) {
+void Tokenizer::Impl::check_pipeline(const JsonObject& json) {
     const auto type_at = [&](const char* key) -> std::string {
-        if (!json.contains(key) || json[key].is_null()) return "";
-        return json[key].value("type", std::string("?"));
+        return json.has(key) ? json.object(key).text_or("type", "?") : "";
     };
     if (const std::string type = type_at("normalizer"); !type.empty())
         refuse("normalizer \"{}\" is not supported, expected null", type);
@@ -130,9 +122,9 @@ void Tokenizer::Impl::check_pipeline(const Json& json) {
         refuse("pre_tokenizer \"{}\" is not supported, expected \"ByteLevel\"", type);
     if (const std::string type = type_at("decoder"); !type.empty() && type != "ByteLevel")
         refuse("decoder \"{}\" is not supported, expected \"ByteLevel\"", type);
-    const Json& pre = json["pre_tokenizer"];
-    add_prefix_space = pre.value("add_prefix_space", true);
-    if (!pre.value("use_regex", true))
+    const JsonObject pre = json.object("pre_tokenizer");
+    add_prefix_space = pre.flag_or("add_prefix_space", true);
+    if (!pre.flag_or("use_regex", true))
         refuse("pre_tokenizer ByteLevel with use_regex = false is not supported, expected true");
 }
 
@@ -143,42 +135,31 @@ std::int32_t Tokenizer::Impl::known(std::string_view spelling, const char* where
     return found->second;
 }
 
-void Tokenizer::Impl::read_model(const Json& model) {
-    const std::string type = model.value("type", std::string("BPE"));
+void Tokenizer::Impl::read_model(const JsonObject& model) {
+    const std::string type = model.text_or("type", "BPE");
     if (type != "BPE") refuse("model \"{}\" is not supported, expected \"BPE\"", type);
-    if (model.contains("dropout") && !model["dropout"].is_null() && model["dropout"] != 0.0)
-        refuse("model.dropout is not supported, expected null");
+    if (model.finite_or("dropout", 0) != 0) refuse("model.dropout is not supported, expected null");
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-        if (model.contains(key) && !model[key].is_null() && model[key] != nlohmann::json(""))
+        if (!model.text_or(key, "").empty())
             refuse("model.{} is not supported, expected none", key);
-    ignore_merges = model.value("ignore_merges", false);
-    if (!model.contains("vocab") || !model["vocab"].is_object())
-        refuse("model.vocab is missing, expected an object of token: id");
-    if (!model.contains("merges") || !model["merges"].is_array())
-        refuse("model.merges is missing, expected a list of pairs");
+    ignore_merges = model.flag_or("ignore_merges", false);
+    const JsonObject vocabulary = model.object("vocab");
+    const Json& merges = model.list("merges");
 
-    const Json& vocabulary = model["vocab"];
-    bytes_of_id.resize(vocabulary.size());
-    for (const auto& [spelling, value] : vocabulary.items()) {
-        const Index id = value.is_number_integer() ? value.get<Index>() : -1;
-        if (id < 0 || id > 0x7FFFFFF)
-            refuse("model.vocab: id of \"{}\" is {}, expected an integer from 0", spelling,
-                   value.dump());
-        if (static_cast<std::size_t>(id) >= bytes_of_id.size())
-            bytes_of_id.resize(static_cast<std::size_t>(id) + 1);
-        auto& bytes = bytes_of_id[static_cast<std::size_t>(id)];
-        if (bytes) refuse("model.vocab: id {} is given twice", id);
+    for (const auto& [spelling, unused] : vocabulary.json().items()) {
+        const auto id = static_cast<std::int32_t>(vocabulary.integer(spelling, 0, most_id));
         const std::optional<std::string> spelled = bytes_of_spelling(spelling);
-        bytes = spelled.value_or(spelling);
-        id_of_spelling.emplace(spelling, static_cast<std::int32_t>(id));
-        if (spelled) id_of_bytes.emplace(*spelled, static_cast<std::int32_t>(id));
+        if (!bytes_of_id.emplace(id, spelled.value_or(spelling)).second)
+            refuse("model.vocab: id {} is given twice", id);
+        id_of_spelling.emplace(spelling, id);
+        if (spelled) id_of_bytes.emplace(*spelled, id);
     }
     std::vector<std::int32_t> byte_ids;
     for (int byte = 0; byte < 256; ++byte)
         byte_ids.push_back(known(spelling_of_byte(static_cast<unsigned char>(byte)),
                                  "model.vocab is not byte-level: the byte"));
     bpe.emplace(std::move(byte_ids));
-    for (const Json& merge : model["merges"]) {
+    for (const Json& merge : merges) {
         std::string left;
         std::string right;
         if (merge.is_string()) {
@@ -189,34 +170,29 @@ void Tokenizer::Impl::read_model(const Json& model) {
             left = line.substr(0, space);
             right = line.substr(space + 1);
         } else if (merge.is_array() && merge.size() == 2) {
-            left = merge[0].get<std::string>();
-            right = merge[1].get<std::string>();
+            left = json_text(merge[0], path + ": model.merges: token");
+            right = json_text(merge[1], path + ": model.merges: token");
         } else {
-            refuse("model.merges: {} is not a pair of tokens", merge.dump());
+            refuse("model.merges: {} is not a pair of tokens", shown(merge));
         }
         bpe->add_merge(known(left, "model.merges: token"), known(right, "model.merges: token"),
                        known(left + right, "model.merges: merged token"));
     }
 }
 
-void Tokenizer::Impl::read_added(const Json& added) {
-    for (const Json& token : added) {
-        const auto content = token.at("content").get<std::string>();
-        const Index id = token.at("id").get<Index>();
+void Tokenizer::Impl::read_added(const std::vector<JsonObject>& added) {
+    for (const JsonObject& token : added) {
+        const std::string content = token.text("content");
+        const auto id = static_cast<std::int32_t>(token.integer("id", 0, most_id));
         if (content.empty()) continue;
-        if (id < 0 || id > 0x7FFFFFF)
-            refuse("added_tokens: id of \"{}\" is {}, expected an integer from 0", content, id);
         for (const char* flag : {"single_word", "lstrip", "rstrip"})
-            if (token.value(flag, false))
+            if (token.flag_or(flag, false))
                 refuse("added token \"{}\" has {} = true, which is not supported", content, flag);
-        const auto short_id = static_cast<std::int32_t>(id);
-        if (static_cast<std::size_t>(id) >= bytes_of_id.size())
-            bytes_of_id.resize(static_cast<std::size_t>(id) + 1);
         // The ByteLevel decoder reads an added token like any other: as a spelling where it is one.
-        bytes_of_id[static_cast<std::size_t>(id)] = bytes_of_spelling(content).value_or(content);
-        id_of_spelling.insert_or_assign(content, short_id);
-        (token.value("normalized", true) ? normalized_added : raw_added).add(content, short_id);
-        if (token.value("special", false)) special_ids.push_back(short_id);
+        bytes_of_id[id] = bytes_of_spelling(content).value_or(content);
+        id_of_spelling.insert_or_assign(content, id);
+        (token.flag_or("normalized", true) ? normalized_added : raw_added).add(content, id);
+        if (token.flag_or("special", false)) special_ids.push_back(id);
     }
     std::sort(special_ids.begin(), special_ids.end());
     special_ids.erase(std::unique(special_ids.begin(), special_ids.end()), special_ids.end());
@@ -288,15 +264,18 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) {
 std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
     std::string bytes;
     for (const std::int32_t id : ids) {
-        if (id < 0 || id >= vocabulary() || !impl_->bytes_of_id[static_cast<std::size_t>(id)])
+        const auto found = impl_->bytes_of_id.find(id);
+        if (found == impl_->bytes_of_id.end())
             user_error("{}: no token has the id {}", impl_->path, id);
-        bytes += *impl_->bytes_of_id[static_cast<std::size_t>(id)];
+        bytes += found->second;
     }
     return repair_utf8(bytes);
 }
 
 Index Tokenizer::vocabulary() const {
-    return static_cast<Index>(impl_->bytes_of_id.size());
+    Index most = -1;
+    for (const auto& [id, unused] : impl_->bytes_of_id) most = std::max<Index>(most, id);
+    return most + 1;
 }
 
 std::optional<std::int32_t> Tokenizer::id_of(std::string_view token) const {

@@ -1,8 +1,11 @@
 #include "train/checkpoint_format.hpp"
 
+#include <charconv>
+
 #include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/version.hpp"
+#include "clt/io/json.hpp"
 
 namespace clt {
 namespace {
@@ -35,18 +38,19 @@ struct FieldsToJson {  // NOLINT(bugprone-exception-escape): json's move says no
     }
 };
 struct FieldsFromJson {
-    const nlohmann::json& object;
+    const JsonObject& object;
     template <class T>
     void operator()(const char* name, T& value, const FieldRule&, const char*) {
-        if (object.contains(name)) object.at(name).get_to(value);
+        if (object.has(name)) read(name, value);
     }
+    void read(const char* name, Index& value) { value = object.integer(name); }
+    void read(const char* name, double& value) { value = object.finite(name); }
+    void read(const char* name, bool& value) { value = object.flag(name); }
+    void read(const char* name, std::string& value) { value = object.text(name); }
 };
 
-nlohmann::json parse_json(const std::string& path, const char* what, const std::string& text) {
-    nlohmann::json parsed = nlohmann::json::parse(text, nullptr, false);
-    if (!parsed.is_object())
-        user_error("{}: the checkpoint's {} is damaged: expected a JSON object", path, what);
-    return parsed;
+JsonObject parse_attribute(const std::string& path, const char* name, const std::string& text) {
+    return JsonObject::parse(text, fmt::format("{}: the checkpoint's attribute {}", path, name));
 }
 
 }  // namespace
@@ -105,37 +109,34 @@ CheckpointTexts read_texts(const H5File& file) {
 }
 
 CheckpointInfo info_from(const std::string& path, const CheckpointTexts& texts) {
-    const nlohmann::json header = parse_json(path, "attribute clt_checkpoint", texts.header);
-    try {
-        const auto version = header.at("format_version").get<int>();
-        if (version != checkpoint_format_version)
-            user_error("{}: checkpoint format {}, this clt reads format {}", path, version,
-                       checkpoint_format_version);
-        CheckpointInfo info;
-        info.path = path;
-        header.at("step").get_to(info.step);
-        header.at("layers").get_to(info.shape.layers);
-        header.at("d_model").get_to(info.shape.d_model);
-        header.at("features").get_to(info.shape.features);
-        header.at("activation").get_to(info.activation);
-        header.at("revision").get_to(info.revision);
-        FieldsFromJson fields{header.at("model")};
-        info.model.fields(fields);
-        info.state = {info.step, texts.cursor, texts.job, texts.extra};
-        return info;
-    } catch (const nlohmann::json::exception& e) {
-        user_error("{}: the checkpoint's attribute clt_checkpoint is damaged: {}", path, e.what());
-    }
+    const JsonObject header = parse_attribute(path, "clt_checkpoint", texts.header);
+    if (const Index version = header.integer("format_version");
+        version != checkpoint_format_version)
+        user_error("{}: checkpoint format {}, this clt reads format {}", path, version,
+                   checkpoint_format_version);
+    CheckpointInfo info;
+    info.path = path;
+    info.step = header.integer("step", 0);
+    info.shape.layers = header.integer("layers", 1);
+    info.shape.d_model = header.integer("d_model", 1);
+    info.shape.features = header.integer("features", 1);
+    info.activation = header.text("activation");
+    info.revision = header.text("revision");
+    const JsonObject model = header.object("model");
+    FieldsFromJson fields{model};
+    info.model.fields(fields);
+    info.state = {info.step, texts.cursor, texts.job, texts.extra};
+    return info;
 }
 
 Checksums checksums_from(const std::string& path, const CheckpointTexts& texts) {
-    const nlohmann::json parsed = parse_json(path, "attribute checksums", texts.checksums);
+    const JsonObject parsed = parse_attribute(path, "checksums", texts.checksums);
     Checksums sums;
-    try {
-        for (const auto& [name, text] : parsed.items())
-            sums[name] = std::stoull(text.get<std::string>(), nullptr, 16);
-    } catch (const std::exception& e) {
-        user_error("{}: the checkpoint's attribute checksums is damaged: {}", path, e.what());
+    for (const auto& [name, unused] : parsed.json().items()) {
+        const std::string text = parsed.text(name);
+        const char* const end = text.data() + text.size();
+        if (std::from_chars(text.data(), end, sums[name], 16).ptr != end || text.empty())
+            parsed.refuse(name, "a hexadecimal number");
     }
     if (!sums.contains(texts_entry))
         user_error("{}: the checkpoint's attribute checksums is damaged: no entry \"{}\"", path,

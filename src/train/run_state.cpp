@@ -2,7 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "clt/base/error.hpp"
+#include "clt/io/json.hpp"
 
 namespace clt {
 
@@ -19,22 +19,19 @@ std::string to_json(const RunState& state) {
 }
 
 RunState parse_run_state(const std::string& json, const std::string& checkpoint) {
-    try {
-        const auto parsed = nlohmann::json::parse(json);
-        RunState state;
-        parsed.at("tokens").get_to(state.tokens);
-        parsed.at("train_s").get_to(state.train_s);
-        parsed.at("seconds").get_to(state.seconds);
-        parsed.at("metrics_bytes").get_to(state.metrics_bytes);
-        parsed.at("skipped_in_a_row").get_to(state.skipped_in_a_row);
-        parsed.at("best_step").get_to(state.best_step);
-        parsed.at("best_nmse").get_to(state.best_nmse);
-        parsed.at("normalization").get_to(state.normalization);
-        return state;
-    } catch (const nlohmann::json::exception& error) {
-        user_error("{}: expected the state that clt train writes, but: {}", checkpoint,
-                   error.what());
-    }
+    const JsonObject parsed =
+        JsonObject::parse(json, checkpoint + ": the state that clt train writes");
+    RunState state;
+    state.tokens = parsed.integer("tokens", 0);
+    state.train_s = parsed.finite("train_s");
+    state.seconds = parsed.finite("seconds");
+    state.metrics_bytes = parsed.integer("metrics_bytes", 0);
+    state.skipped_in_a_row = parsed.integer("skipped_in_a_row", 0);
+    state.best_step = parsed.integer("best_step");
+    // Written as null when it was not finite: any finite one is better.
+    state.best_nmse = parsed.finite_or("best_nmse", std::numeric_limits<double>::infinity());
+    state.normalization = parsed.text("normalization");
+    return state;
 }
 
 }  // namespace clt

@@ -92,12 +92,12 @@ const std::vector<Broken> all_broken{
     {"no_metadata", [](const std::string& f) { std::filesystem::remove(f + "/metadata.json"); },
      "F: not an activation data set: metadata.json is missing (was its generation finished?)"},
     {"not_json", [](const std::string& f) { write_file(f + "/metadata.json", "{"); },
-     "F/metadata.json: not a JSON object"},
+     "F/metadata.json:1:2: ends in the middle of an object: cut"},
     {"no_d_model",
      [](const std::string& f) {
          write_file(f + "/metadata.json", R"({"num_layers": 3, "total_tokens": 10})");
      },
-     "F/metadata.json: d_model = missing, expected a whole number"},
+     "F/metadata.json: d_model is missing, expected a whole number"},
     {"unknown_dtype",
      [](const std::string& f) {
          write_file(f + "/metadata.json",
@@ -107,7 +107,7 @@ const std::vector<Broken> all_broken{
     {"missing_chunk", [](const std::string& f) { std::filesystem::remove(f + "/chunk_0.hdf5"); },
      "F/chunk_0.hdf5: missing, but index.bin lists it"},
     {"stats_length", [](const std::string& f) { write_file(f + "/norm_stats.json", stats_of_2); },
-     "F/norm_stats.json: 0.inputs.mean: expected 3 numbers (d_model)"},
+     "F/norm_stats.json: layer 0 inputs mean has 2 numbers, expected 3 (d_model)"},
     {"layer_count",
      [](const std::string& f) {
          write_chunk(f + "/chunk_3.h5", {0, 2});

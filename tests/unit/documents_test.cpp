@@ -206,11 +206,11 @@ TEST(Documents, EveryDamageIsOneSentence) {
     TextConfig body;
     body.column = "body";
     EXPECT_EQ(refusal("a.jsonl", "{\"body\":\"x\"}\n{\"text\": \"x\", \"id\": 1}\n", body),
-              ":2: there is no key \"body\" (text.column); the keys are: id, text");
-    EXPECT_EQ(refusal("a.jsonl", "{\"text\": 3}"),
-              ":1: \"text\" is no text but a value of type "
-              "number");
-    EXPECT_EQ(refusal("a.jsonl", "nonsense"), ":1: not a JSON object");
+              ":2: there is no key \"body\" (text.column); the keys are: \"id\", \"text\"");
+    EXPECT_EQ(refusal("a.jsonl", "{\"text\": 3}"), ":1: text = 3, expected a text");
+    EXPECT_EQ(refusal("a.jsonl", "nonsense"),
+              ":1:1: \"nonsense\" is no value of JSON; texts stand in double quotes, and true, "
+              "false and null are in lower case");
     const std::string long_text(300000, 'a');
     EXPECT_EQ(refusal("a.txt.gz", gzip(long_text).substr(0, 200)),
               ": ends in the middle of its compressed data");

@@ -2,6 +2,7 @@
 // fsync of the folder. Not collective; usually rank 0 calls and Communicator::together agrees.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,8 +11,10 @@
 
 namespace clt {
 
-/// Throws UserError that names the file and says why (missing, a folder, no permission).
-std::string read_file(const std::string& path);
+/// Throws UserError that names the file and says why (missing, a folder, no permission, larger than
+/// most_bytes).
+std::string read_file(const std::string& path,
+                      Index most_bytes = std::numeric_limits<Index>::max());
 /// Replaces `path` atomically. Throws UserError naming the file and the cause (full disk, no
 /// permission).
 void write_file(const std::string& path, const std::string& bytes);

@@ -9,6 +9,8 @@ namespace clt {
 
 /// Length of the longest prefix that is valid UTF-8 (no surrogates, no overlong forms).
 std::size_t valid_utf8_prefix(std::string_view text);
+/// Bytes of the character that begins `text` (not empty); 0: it is not valid UTF-8.
+std::size_t utf8_length(std::string_view text);
 /// Every maximal broken part becomes U+FFFD, as Python's bytes.decode(errors="replace") and the
 /// Unicode Standard, section 3.9, table 3-8.
 std::string repair_utf8(std::string_view text);

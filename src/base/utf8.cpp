@@ -1,4 +1,4 @@
-#include "lm/utf8.hpp"
+#include "clt/base/utf8.hpp"
 
 namespace clt {
 namespace {
@@ -40,6 +40,11 @@ std::size_t valid_utf8_prefix(std::string_view text) {
         at += next.length;
     }
     return at;
+}
+
+std::size_t utf8_length(std::string_view text) {
+    const Scan first = scan(text, 0);
+    return first.valid ? first.length : 0;
 }
 
 std::string repair_utf8(std::string_view text) {
