@@ -7,8 +7,8 @@
 namespace clt {
 
 StepScalars step_scalars(const OptimizerConfig& optimizer, const ScheduleConfig& schedule,
-                         const LossConfig& loss, Index step) {
-    const auto t = static_cast<double>(step + 1);
+                         const LossConfig& loss, Index step, Index updates_before) {
+    const auto t = static_cast<double>(updates_before + step + 1);
     const double rate = learning_rate(schedule, optimizer.learning_rate, step);
 
     StepScalars scalars;
@@ -25,7 +25,7 @@ StepScalars step_scalars(const OptimizerConfig& optimizer, const ScheduleConfig&
     }
     scalars.reference_biases = optimizer.reference_biases;
     scalars.gradient_clip = optimizer.gradient_clip;
-    scalars.sparsity = sparsity_weight(loss, schedule.steps, step);
+    scalars.sparsity = sparsity_weight(loss, schedule.total(), step);
     return scalars;
 }
 

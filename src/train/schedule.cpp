@@ -13,7 +13,7 @@ namespace {
 constexpr double smallest_sparsity = 1e-9;
 
 double shape_of(const ScheduleConfig& schedule, double base, Index step) {
-    const auto total = static_cast<double>(schedule.steps);
+    const auto total = static_cast<double>(schedule.total());
     const double t = std::min(static_cast<double>(step), total);
     if (schedule.kind == "constant") return base;
     if (schedule.kind == "linear")
@@ -36,8 +36,8 @@ double learning_rate(const ScheduleConfig& schedule, double base, Index step) {
     return rate * static_cast<double>(step + 1) / static_cast<double>(schedule.warmup_steps);
 }
 
-double sparsity_weight(const LossConfig& loss, Index steps, Index step) {
-    const auto total = static_cast<double>(steps);
+double sparsity_weight(const LossConfig& loss, Index horizon, Index step) {
+    const auto total = static_cast<double>(horizon);
     const auto t = static_cast<double>(step);
     const double start =
         loss.sparsity_schedule == "delayed_linear" ? loss.sparsity_delay * total : 0;

@@ -1,5 +1,5 @@
 // Learning rate and sparsity weight as pure functions of the step, so a resumed run needs no state
-// for them. Steps count from 0; T = ScheduleConfig::steps. Source: reference-spec 6.2 and 7.3.
+// for them. Steps count from 0; T = ScheduleConfig::total(). Source: reference-spec 6.2 and 7.3.
 #pragma once
 
 #include "clt/model/config.hpp"
@@ -16,8 +16,8 @@ namespace clt {
 /// cosine would rise again beyond it).
 double learning_rate(const ScheduleConfig& schedule, double base, Index step);
 
-/// lambda(t): linear is lambda * min(1, t / T); delayed_linear is 0 while t < q T and then
-/// lambda * min(1, (t - q T) / (T - q T)). Values below 1e-9 are 0: no penalty is computed.
-double sparsity_weight(const LossConfig& loss, Index steps, Index step);
+/// lambda(t), T = horizon: linear is lambda * min(1, t / T); delayed_linear is 0 while t < q T and
+/// then lambda * min(1, (t - q T) / (T - q T)). Values below 1e-9 are 0: no penalty is computed.
+double sparsity_weight(const LossConfig& loss, Index horizon, Index step);
 
 }  // namespace clt

@@ -244,7 +244,7 @@ TEST(Job, RolesOfATrainJob) {
                 return std::find(names.begin(), names.end(), key) != names.end() ||
                        std::find(names.begin(), names.end(), table.name) != names.end();
             };
-            if (is_one_of({"job.backend", "schedule.steps"})) {
+            if (is_one_of({"job.backend", "schedule.steps", "schedule.horizon"})) {
                 EXPECT_EQ(field.rule.role, Role::free) << key;
             } else if (is_one_of({"grid", "evaluation", "checkpoint", "log", "job.output",
                                   "data.path", "data.evaluation_path", "data.prefetch"})) {

@@ -80,6 +80,30 @@ TEST(Schedule, WarmUpIsMultipliedOntoTheShape) {
     EXPECT_DOUBLE_EQ(learning_rate(schedule, 1e-3, 4), 1e-3 * 0.64);
 }
 
+// A run that goes on beyond the horizon: the shape does not know of the further steps.
+TEST(Schedule, TheHorizonPinsTheShape) {
+    for (const RateCase& c : rate_cases()) {
+        ScheduleConfig longer = c.schedule;
+        longer.steps = 30;
+        longer.horizon = 10;
+        for (Index t = 0; t < 12; ++t)
+            EXPECT_EQ(learning_rate(longer, 1e-3, t), learning_rate(c.schedule, 1e-3, t)) << c.name;
+        EXPECT_EQ(learning_rate(longer, 1e-3, 29), learning_rate(c.schedule, 1e-3, 10)) << c.name;
+    }
+    LossConfig loss;
+    loss.sparsity = 2e-3;
+    ScheduleConfig schedule = schedule_of("constant");
+    const auto weight = [&](Index step) {
+        return step_scalars(OptimizerConfig(), schedule, loss, step).sparsity;
+    };
+    EXPECT_EQ(weight(5), 1e-3);
+    schedule.steps = 40;
+    EXPECT_EQ(weight(5), 2.5e-4);
+    schedule.horizon = 10;
+    EXPECT_EQ(weight(5), 1e-3);
+    EXPECT_EQ(weight(30), 2e-3);
+}
+
 TEST(Schedule, SparsityWeightsOfCase6) {
     LossConfig loss;
     loss.sparsity = 2e-3;
@@ -143,6 +167,22 @@ TEST(Optimizer, ScalarsMakeAdamOfTheBook) {
     // Six float updates of size <= lr: c * eps * steps with c = 10.
     EXPECT_NEAR(static_cast<double>(p), adam_by_the_book(6, 0.05, 0.1), 60 * 6e-8);
     EXPECT_NEAR(static_cast<double>(p_bias), adam_by_the_book(6, 0.05, 0), 60 * 6e-8);
+}
+
+// Moments of another run have seen updates; moments that start at 0 have not.
+TEST(Optimizer, BiasCorrectionCountsTheUpdatesOfTheMoments) {
+    const ScheduleConfig schedule = schedule_of("constant");
+    const OptimizerConfig optimizer;
+    const StepScalars first = step_scalars(optimizer, schedule, LossConfig(), 0);
+    const StepScalars kept = step_scalars(optimizer, schedule, LossConfig(), 0, 7);
+    const StepScalars eighth = step_scalars(optimizer, schedule, LossConfig(), 7);
+    EXPECT_EQ(kept.adam.step_size, eighth.adam.step_size);
+    EXPECT_EQ(kept.adam.inverse_root_correction2, eighth.adam.inverse_root_correction2);
+    EXPECT_NE(kept.adam.step_size, first.adam.step_size);
+    // The schedule is of the new run.
+    ScheduleConfig falling = schedule_of("linear");
+    EXPECT_EQ(step_scalars(optimizer, falling, LossConfig(), 0, 7).adam.decay,
+              step_scalars(optimizer, falling, LossConfig(), 0).adam.decay);
 }
 
 TEST(Optimizer, DecayBelongsToAdamwAndToWeights) {

@@ -51,6 +51,10 @@ struct ScheduleConfig {
     double minimum = 0.0;
     double decay_start = 0.8;
     Index warmup_steps = 0;
+    Index horizon = 0;
+
+    /// Steps that the shapes of learning rate and sparsity are made for.
+    Index total() const { return horizon > 0 ? horizon : steps; }
 
     template <class V>
     void fields(V& v) {
@@ -65,6 +69,9 @@ struct ScheduleConfig {
           "linear_final: fraction of steps before the fall to 0");
         v("warmup_steps", warmup_steps, rule::at_least(0),
           "Steps of linear warm-up, multiplied onto the shape");
+        v("horizon", horizon, rule::at_least(0) | rule::free(),
+          "Steps that the shapes of learning rate and sparsity are made for, which then do not "
+          "depend on the number of steps; later steps hold their end value; 0: steps");
     }
 };
 
