@@ -1,8 +1,10 @@
 #include "train/run.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/log.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/base/version.hpp"
@@ -19,6 +21,8 @@ namespace {
 // So many steps in a row without a finite loss are a diverged run, not a bad batch.
 constexpr Index most_skipped_steps = 20;
 
+namespace fs = std::filesystem;
+
 bool due(Index step, Index interval) {
     return interval > 0 && step % interval == 0;
 }
@@ -30,6 +34,7 @@ class Run {
     int execute();
 
   private:
+    void load_start();
     StepResult advance();
     void count_time(double seconds);
     void watch_for_divergence(const StepResult& result);
@@ -81,17 +86,11 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
               static_cast<std::uint64_t>(job.job.seed)),
       step_(backend, grid, params_, job.model, job.loss, sources_.training->error_scale(),
             job.data.batch_tokens) {
-    if (folder.resume_from) {
-        const CheckpointState saved = read_checkpoint(folder.resume_from->path, backend, grid,
-                                                      params_, step_.silence(), /*moments=*/true);
-        state_ = parse_run_state(saved.extra, folder.resume_from->path);
-        state_.step = saved.step;
-        sources_.training->seek(saved.cursor);
-        log_info("resuming at step {} from {}", state_.step, folder.resume_from->path);
-    }
+    if (folder.start) load_start();
     all_.together([&] {
-        if (leads())
-            metrics_ = std::make_unique<JsonLines>(folder.metrics_file(), state_.metrics_bytes);
+        if (!leads()) return;
+        take_over(folder, job, options);
+        metrics_ = std::make_unique<JsonLines>(folder.metrics_file(), state_.metrics_bytes);
     });
     log_info(
         "training {} parameters (L {}, d {}, F {}, {}) on {} rank{}: {} data x {} feature, {} "
@@ -101,8 +100,34 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
         job.data.batch_tokens, backend.name());
 }
 
+// Parameters and state of the checkpoint that the run starts from.
+void Run::load_start() {
+    const CheckpointInfo& start = *folder_.start;
+    const bool moments = !folder_.fork || !options_.fresh_optimizer;
+    const CheckpointState saved =
+        read_checkpoint(start.path, backend_, grid_, params_, step_.silence(), moments);
+    const RunState old = parse_run_state(saved.extra, start.path);
+    if (folder_.fork) {
+        state_.updates_before = moments ? old.updates_before + saved.step : 0;
+        state_.fork = {fs::absolute(start.path).lexically_normal(), saved.step,
+                       fingerprint_of(saved.extra + saved.cursor + saved.job)};
+        log_info("a new run from step {} of {}{}", saved.step, start.path,
+                 moments ? "" : ", with a fresh optimizer");
+        return;
+    }
+    state_ = old;
+    state_.step = saved.step;
+    sources_.training->seek(saved.cursor);
+    // It may have been superseded by a better one before the run went back behind that.
+    const std::string best = fmt::format("{}/step_{}.h5", folder_.checkpoints, state_.best_step);
+    if (!all_.broadcast(fs::exists(best))) state_.best_step = 0;
+    log_info("resuming at step {} from {}", state_.step, start.path);
+}
+
 int Run::execute() {
     const InterruptFlag interrupt;
+    // A fork stands alone from its first moment: --resume finds all of it in its own folder.
+    if (folder_.fork) save(std::nullopt);
     std::optional<Evaluation> evaluation;
     const Index steps = job_.schedule.steps;
     while (state_.step < steps) {
@@ -137,8 +162,8 @@ StepResult Run::advance() {
     batch_ = sources_.training->next();
     StepResult result;
     try {
-        result = step_.train(batch_,
-                             step_scalars(job_.optimizer, job_.schedule, job_.loss, state_.step));
+        result = step_.train(batch_, step_scalars(job_.optimizer, job_.schedule, job_.loss,
+                                                  state_.step, state_.updates_before));
     } catch (const LibraryError& e) {
         throw LibraryError(fmt::format("step {}: {}", state_.step + 1, e.what()));
     }
@@ -193,7 +218,7 @@ TrainingRecord Run::describe(const StepResult& result) {
     record.result = result;
     record.learning_rate =
         learning_rate(job_.schedule, job_.optimizer.learning_rate, state_.step - 1);
-    record.sparsity_weight = sparsity_weight(job_.loss, job_.schedule.steps, state_.step - 1);
+    record.sparsity_weight = sparsity_weight(job_.loss, job_.schedule.total(), state_.step - 1);
     record.nmse = batch_nmse(
         result.squared_error,
         batch_target_variance(batch_, sources_.training->error_scale(), shape_.layers, all_),
@@ -266,6 +291,7 @@ void Run::write_results(const std::optional<Evaluation>& evaluation) {
         results["checkpoint"] = fmt::format("checkpoints/step_{}.h5", state_.step);
         if (state_.best_step > 0)
             results["best_checkpoint"] = fmt::format("checkpoints/step_{}.h5", state_.best_step);
+        if (state_.fork) results["fork"] = nlohmann::ordered_json::parse(to_json(*state_.fork));
         results["evaluation"] = evaluation ? nlohmann::ordered_json::parse(to_json(*evaluation))
                                            : nlohmann::ordered_json();
         write_file(folder_.results_file(), results.dump(2) + "\n");

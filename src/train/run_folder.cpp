@@ -2,6 +2,8 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <charconv>
 #include <filesystem>
 
 #include "clt/base/log.hpp"
@@ -12,40 +14,161 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Rank 0. A run exists as soon as it has logged a step; a folder with anything else in it is fine.
-bool holds_run(const RunFolder& folder) {
-    if (fs::exists(folder.metrics_file()) && fs::file_size(folder.metrics_file()) > 0) return true;
-    for (const auto& entry : fs::directory_iterator(folder.checkpoints))
-        if (entry.path().extension() == ".h5") return true;
-    return false;
+// Steps of the checkpoints in a folder, readable or not, newest first.
+std::vector<Index> steps_in(const std::string& checkpoints) {
+    std::vector<Index> steps;
+    std::error_code code;
+    for (fs::directory_iterator entry(checkpoints, code), end; !code && entry != end;
+         entry.increment(code)) {
+        const std::string name = entry->path().filename().string();
+        if (!name.starts_with("step_") || !name.ends_with(".h5")) continue;
+        Index step = 0;
+        const char* const last = name.data() + name.size() - 3;
+        const auto [stop, error] = std::from_chars(name.data() + 5, last, step);
+        if (error == std::errc{} && stop == last && step >= 0) steps.push_back(step);
+    }
+    if (code) user_error("{}: the folder cannot be read: {}", checkpoints, code.message());
+    std::sort(steps.rbegin(), steps.rend());
+    return steps;
 }
 
-void judge_changes(const RunFolder& folder, const TrainOptions& options) {
+std::string checkpoint_name(Index step) {
+    return fmt::format("step_{}.h5", step);
+}
+
+// A run exists as soon as it has logged a step; a folder with anything else in it is fine.
+bool holds_run(const RunFolder& folder) {
+    std::error_code code;
+    const auto bytes = fs::file_size(folder.metrics_file(), code);
+    return (!code && bytes > 0) || !steps_in(folder.checkpoints).empty();
+}
+
+// What the shapes of learning rate and sparsity follow when [schedule] changed.
+std::string new_shape(const std::vector<FieldChange>& changes, const TrainJob& job, Index step) {
+    const bool changed = std::any_of(changes.begin(), changes.end(), [](const FieldChange& change) {
+        return change.key == "schedule.steps" || change.key == "schedule.horizon";
+    });
+    if (!changed) return "";
+    return fmt::format(
+        "; from step {} on, learning rate and sparsity have the shape of {} steps ({})", step + 1,
+        job.schedule.total(),
+        job.schedule.horizon > 0 ? "schedule.horizon" : "schedule.horizon would pin it");
+}
+
+void judge_changes(const RunFolder& folder, const TrainJob& job, const TrainOptions& options) {
+    const std::vector<FieldChange> changes =
+        options.differences(folder.start->state.job, options.resolved_job);
     std::vector<std::string> refused;
     std::vector<std::string> followed;
-    for (const FieldChange& change :
-         options.differences(folder.resume_from->state.job, options.resolved_job))
+    for (const FieldChange& change : changes)
         (change.role == Role::free ? followed : refused).push_back(change.text());
+    const Index done = folder.start->step;
     if (!refused.empty())
         user_error(
             "cannot resume the run in {}: the job now differs from it in {}; undo the change or "
-            "start in another [job] output",
+            "start in another [job] output (--fork starts it from a checkpoint of this run)",
             folder.path, fmt::join(refused, ", "));
-    if (!followed.empty())
-        log_info("the run in {} goes on with {}", folder.path, fmt::join(followed, ", "));
+    if (job.schedule.steps < done)
+        user_error(
+            "schedule.steps = {}, but the run in {} has done {}: expected at least that; "
+            "--resume-step goes back to an earlier checkpoint",
+            job.schedule.steps, folder.path, done);
+    if (job.schedule.steps == done)
+        log_info("the run in {} is complete: {} steps are done", folder.path, done);
+    else if (!followed.empty())
+        log_info("the run in {} goes on with {}{}", folder.path, fmt::join(followed, ", "),
+                 new_shape(changes, job, done));
+}
+
+CheckpointInfo checkpoint_of_step(const RunFolder& folder, Index step, const Communicator& all) {
+    std::string path;
+    all.together([&] {
+        if (all.rank() != 0) return;
+        const std::vector<Index> steps = steps_in(folder.checkpoints);
+        if (std::find(steps.begin(), steps.end(), step) == steps.end())
+            user_error("--resume-step {}: no such checkpoint in {}, which has {}", step,
+                       folder.checkpoints,
+                       steps.empty() ? "none" : fmt::format("{}", fmt::join(steps, ", ")));
+        path = folder.checkpoints + "/" + checkpoint_name(step);
+    });
+    return inspect_checkpoint(all.broadcast(path), all);
+}
+
+// A checkpoint's file, or the newest of a run's folder or of a folder of checkpoints.
+CheckpointInfo checkpoint_to_fork(const std::string& given, const Communicator& all) {
+    std::string path = given;
+    bool is_folder = false;
+    all.together([&] {
+        if (all.rank() != 0) return;
+        std::error_code code;
+        if (fs::is_directory(path + "/checkpoints", code)) path += "/checkpoints";
+        is_folder = fs::is_directory(path, code);
+    });
+    path = all.broadcast(path);
+    if (!all.broadcast(is_folder)) return inspect_checkpoint(path, all);
+    std::optional<CheckpointInfo> newest = find_newest_checkpoint(path, all);
+    if (!newest) user_error("--fork {}: no whole checkpoint in {}", given, path);
+    return *std::move(newest);
+}
+
+// Everything else may be another in a fork.
+void refuse_other_model(const CheckpointInfo& source, const TrainJob& job, const Shape& shape) {
+    std::vector<std::string> differences;
+    const auto compare = [&](const char* what, const auto& now, const auto& was) {
+        if (!(now == was)) differences.push_back(fmt::format("{} ({}, was {})", what, now, was));
+    };
+    compare("model.features", shape.features, source.shape.features);
+    compare("the data's layers", shape.layers, source.shape.layers);
+    compare("the data's d_model", shape.d_model, source.shape.d_model);
+    if ((job.model.activation == "jumprelu") != (source.activation == "jumprelu"))  // thresholds
+        compare("model.activation", job.model.activation, source.activation);
+    if (!differences.empty())
+        user_error("--fork {}: its weights do not fit this job, which differs in {}", source.path,
+                   fmt::join(differences, ", "));
+}
+
+void rename_into(const std::string& file, const std::string& folder) {
+    std::error_code code;
+    fs::rename(file, fs::path(folder) / fs::path(file).filename(), code);
+    if (code) user_error("{}: cannot be moved to {}: {}", file, folder, code.message());
+}
+
+// The newest first, so that what is left when this is cut off still is one run's line of steps.
+void set_aside_newer(const RunFolder& folder) {
+    std::vector<Index> newer = steps_in(folder.checkpoints);
+    std::erase_if(newer, [&](Index step) { return step <= folder.start->step; });
+    if (newer.empty()) return;
+    std::string aside;
+    std::error_code code;
+    for (Index k = 1; aside.empty() || fs::exists(aside); ++k)
+        aside = fmt::format("{}/superseded-{}", folder.checkpoints, k);
+    fs::create_directory(aside, code);
+    if (code) user_error("{}: cannot be made: {}", aside, code.message());
+    if (fs::exists(folder.metrics_file()))
+        write_file(aside + "/metrics.jsonl", read_file(folder.metrics_file()));
+    if (fs::exists(folder.results_file())) rename_into(folder.results_file(), aside);
+    for (const Index step : newer)
+        rename_into(folder.checkpoints + "/" + checkpoint_name(step), aside);
+    log_info("going on behind step {}: what the run had beyond it is now in {} (checkpoint{} {})",
+             folder.start->step, aside, newer.size() == 1 ? "" : "s", fmt::join(newer, ", "));
 }
 
 }  // namespace
 
-RunFolder open_run_folder(const std::string& path, const TrainOptions& options,
+RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOptions& options,
                           const Communicator& all) {
     RunFolder folder;
-    folder.path = path;
-    folder.checkpoints = path + "/checkpoints";
+    folder.path = job.job.output;
+    folder.checkpoints = folder.path + "/checkpoints";
+    std::optional<CheckpointInfo> source;
+    if (!options.fork.empty()) {
+        source = checkpoint_to_fork(options.fork, all);
+        refuse_other_model(*source, job, shape);
+    }
     bool old_run = false;
     all.together([&] {
         if (all.rank() != 0) return;
-        make_writable_folder(path);
+        make_writable_folder(folder.path);
         make_writable_folder(folder.checkpoints);
         old_run = holds_run(folder);
     });
@@ -54,18 +177,34 @@ RunFolder open_run_folder(const std::string& path, const TrainOptions& options,
         user_error(
             "[job] output = {} already holds a run: pass --resume to continue it, or choose "
             "another folder",
-            path);
+            folder.path);
     if (old_run) {
-        folder.resume_from = find_newest_checkpoint(folder.checkpoints, all);
-        if (folder.resume_from)
-            judge_changes(folder, options);
-        else
-            log_info("no whole checkpoint in {}: the run starts anew", folder.checkpoints);
+        folder.start = options.resume_step ? checkpoint_of_step(folder, *options.resume_step, all)
+                                           : find_newest_checkpoint(folder.checkpoints, all);
+        if (folder.start) {
+            judge_changes(folder, job, options);
+            return folder;
+        }
+        log_info("no checkpoint in {} yet: the run starts anew", folder.checkpoints);
+    } else if (options.resume_step) {
+        user_error("--resume-step {}: [job] output = {} holds no run", *options.resume_step,
+                   folder.path);
     }
-    all.together([&] {
-        if (all.rank() == 0) write_file(path + "/job.resolved.toml", options.resolved_job);
-    });
+    folder.fork = source.has_value();
+    folder.start = std::move(source);
     return folder;
+}
+
+void take_over(const RunFolder& folder, const TrainJob& job, const TrainOptions& options) {
+    const bool resumed = folder.start && !folder.fork;
+    if (resumed) set_aside_newer(folder);
+    // Of an earlier end: a reader must not take it for this run's.
+    if (!resumed || folder.start->step < job.schedule.steps) {
+        std::error_code code;
+        fs::remove(folder.results_file(), code);
+        if (code) user_error("{}: cannot be removed: {}", folder.results_file(), code.message());
+    }
+    write_file(folder.path + "/job.resolved.toml", options.resolved_job);
 }
 
 }  // namespace clt

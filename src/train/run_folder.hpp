@@ -1,4 +1,5 @@
-// A run's place on disk: decides between a new run and a continued one, and refuses to mix two.
+// A run's place on disk: decides between a new run, a continued one and one that starts from
+// another run's checkpoint, and refuses to mix two.
 #pragma once
 
 #include <optional>
@@ -13,16 +14,23 @@ namespace clt {
 struct RunFolder {
     std::string path;
     std::string checkpoints;  // path/checkpoints
-    std::optional<CheckpointInfo> resume_from;
+    /// What the run starts from; none: from the initial parameters.
+    std::optional<CheckpointInfo> start;
+    bool fork = false;  // start is another run's
 
     std::string metrics_file() const { return path + "/metrics.jsonl"; }
     std::string results_file() const { return path + "/results.json"; }
 };
 
-/// Makes the folder, finds what to resume from, writes job.resolved.toml. Collective. Throws
-/// UserError: unwritable; holds a run and resume is false; the run's settings differ from the
-/// job's.
-RunFolder open_run_folder(const std::string& path, const TrainOptions& options,
+/// Makes the folder, when missing, and decides what the run starts from. A run in it stays as it
+/// is. shape: of the job's model on its data. Collective. Throws UserError when the folder is not
+/// writable, holds a run that is not to go on, or the checkpoint does not fit the job.
+RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOptions& options,
                           const Communicator& all);
+
+/// From here on the folder is this run's: what tells of steps after its start moves to
+/// checkpoints/superseded-<k>, results.json of an earlier end goes, job.resolved.toml is written.
+/// For when everything was checked. Rank 0 only. Throws UserError.
+void take_over(const RunFolder& folder, const TrainJob& job, const TrainOptions& options);
 
 }  // namespace clt

@@ -6,16 +6,24 @@
 
 namespace clt {
 
-std::string to_json(const RunState& state) {
-    return nlohmann::ordered_json{{"tokens", state.tokens},
-                                  {"train_s", state.train_s},
-                                  {"seconds", state.seconds},
-                                  {"metrics_bytes", state.metrics_bytes},
-                                  {"skipped_in_a_row", state.skipped_in_a_row},
-                                  {"best_step", state.best_step},
-                                  {"best_nmse", state.best_nmse},
-                                  {"normalization", state.normalization}}
+std::string to_json(const ForkOrigin& fork) {
+    return nlohmann::ordered_json{
+        {"checkpoint", fork.checkpoint}, {"step", fork.step}, {"fingerprint", fork.fingerprint}}
         .dump();
+}
+
+std::string to_json(const RunState& state) {
+    nlohmann::ordered_json json{{"tokens", state.tokens},
+                                {"train_s", state.train_s},
+                                {"seconds", state.seconds},
+                                {"metrics_bytes", state.metrics_bytes},
+                                {"skipped_in_a_row", state.skipped_in_a_row},
+                                {"best_step", state.best_step},
+                                {"best_nmse", state.best_nmse},
+                                {"normalization", state.normalization},
+                                {"updates_before", state.updates_before}};
+    if (state.fork) json["fork"] = nlohmann::ordered_json::parse(to_json(*state.fork));
+    return json.dump();
 }
 
 RunState parse_run_state(const std::string& json, const std::string& checkpoint) {
@@ -31,6 +39,11 @@ RunState parse_run_state(const std::string& json, const std::string& checkpoint)
     // Written as null when it was not finite: any finite one is better.
     state.best_nmse = parsed.finite_or("best_nmse", std::numeric_limits<double>::infinity());
     state.normalization = parsed.text("normalization");
+    state.updates_before = parsed.integer_or("updates_before", 0, 0);
+    if (parsed.has("fork")) {
+        const JsonObject fork = parsed.object("fork");
+        state.fork = {fork.text("checkpoint"), fork.integer("step", 0), fork.text("fingerprint")};
+    }
     return state;
 }
 

@@ -18,13 +18,23 @@ void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& 
     log_info("memory: {}", memory_summary(cost));
 }
 
+// What would only show at the first evaluation, after hours.
+void check_evaluation(const TrainJob& job, const RunSources& sources) {
+    if (sources.open_evaluation() != nullptr) return;
+    if (!job.data.evaluation_path.empty())
+        user_error("[data] evaluation_path = {}: has no tokens", job.data.evaluation_path);
+    if (job.data.holdout_fraction > 0)
+        user_error(
+            "[data] holdout_fraction = {}: holds out no row of any chunk of {}; expected 0 or more",
+            job.data.holdout_fraction, job.data.path);
+}
+
 }  // namespace
 
 int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
           const Communicator& world, Workers& workers) {
     const ProcessGrid grid(world, job.grid);
     check_it_fits(job, grid, backend);
-    const RunFolder folder = open_run_folder(job.job.output, options, grid.all());
     RunSources sources;
     sources.training = make_training_source(job.data, static_cast<std::uint64_t>(job.job.seed),
                                             grid, backend, workers);
@@ -32,6 +42,9 @@ int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
         return make_evaluation_source(job.data, job.evaluation.tokens, /*whole=*/false, grid,
                                       backend, workers);
     };
+    check_evaluation(job, sources);
+    const Shape shape{sources.training->layers(), sources.training->d_model(), job.model.features};
+    const RunFolder folder = open_run_folder(job, shape, options, grid.all());
     return run_training(job, options, folder, std::move(sources), backend, grid);
 }
 

@@ -8,8 +8,10 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "clt/io/file.hpp"
+#include "clt/io/hdf5.hpp"
 #include "clt/model/step.hpp"
 #include "support/replay_source.hpp"
 #include "support/scratch.hpp"
@@ -59,6 +61,9 @@ TrainJob small_job(Index steps) {
 // What a test changes in a run.
 struct Variation {
     bool resume = false;
+    std::optional<Index> resume_step;
+    std::string fork;
+    bool fresh_optimizer = false;
     std::string settings = "model.features = 13";
     ReplaySource::Hook hook;
     ReplaySource::Spoil spoil;
@@ -127,15 +132,20 @@ class TrainerTest : public testing::Test {
     Scratch scratch_{world_};
 
   private:
-    int run_on(const Communicator& part, const std::string& folder, const TrainJob& job,
-               Grid shape_, const Variation& variation) {
+    int run_on(const Communicator& part, const std::string& folder, TrainJob job, Grid shape_,
+               const Variation& variation) {
         const std::unique_ptr<Backend> backend = test::make_test_backend(part);
         const ProcessGrid grid(part, shape_.data, shape_.feature);
         TrainOptions options;
         options.resolved_job = variation.settings;
-        options.resume = variation.resume;
+        options.resume = variation.resume || variation.resume_step;
+        options.resume_step = variation.resume_step;
+        options.fork = variation.fork;
+        options.fresh_optimizer = variation.fresh_optimizer;
         options.differences = differing_line;
-        const RunFolder run_folder = open_run_folder(folder, options, grid.all());
+        job.job.output = folder;
+        const Shape model{shape.layers, shape.d_model, job.model.features};
+        const RunFolder run_folder = open_run_folder(job, model, options, grid.all());
         RunSources sources;
         auto training = std::make_unique<ReplaySource>(shape, batch_tokens, true, grid);
         training->hook = variation.hook;
@@ -338,6 +348,241 @@ TEST_F(TrainerTest, AnotherJobIsRefusedOnResume) {
         message_of<UserError>([&] { run(scratch_ / "a", job, whole_world(), variation); });
     EXPECT_NE(message.find("model.features"), std::string::npos) << message;
     EXPECT_EQ(read_file(scratch_ / "a/job.resolved.toml"), "model.features = 13");
+}
+
+TEST_F(TrainerTest, ARefusalTouchesNoFile) {
+    const TrainJob job = small_job(3);
+    const std::string folder = scratch_ / "a";
+    ASSERT_EQ(run(folder, job, whole_world()), 0);
+    const auto state = [&] {
+        world_.barrier();
+        return read_file(folder + "/metrics.jsonl") + read_file(folder + "/results.json") +
+               read_file(folder + "/job.resolved.toml");
+    };
+    const std::string before = state();
+    for (const Index steps : {Index{2}, Index{5}}) {
+        Variation variation;
+        variation.resume = true;
+        variation.settings = steps == 2 ? "schedule.steps = 2" : "model.features = 15";
+        const std::string message =
+            message_of<UserError>([&] { run(folder, small_job(steps), whole_world(), variation); });
+        EXPECT_NE(message.find(steps == 2 ? "has done 3" : "model.features (15, was 13)"),
+                  std::string::npos)
+            << message;
+        EXPECT_EQ(state(), before);
+    }
+}
+
+// Case 20. The shape is pinned, so the longer run is the run that was long from the beginning.
+TEST_F(TrainerTest, AFinishedRunGoesOn) {
+    TrainJob job = small_job(16);
+    job.schedule.horizon = 12;
+    ASSERT_EQ(run(scratch_ / "straight", job, whole_world()), 0);
+    const std::string folder = scratch_ / "longer";
+    job.schedule.steps = 8;
+    ASSERT_EQ(run(folder, job, whole_world()), 0);
+
+    job.schedule.steps = 16;
+    Variation variation;
+    variation.resume = true;
+    variation.settings = "schedule.steps = 16";
+    variation.hook = signal_at(11, SIGUSR1, world_.rank() == 0);
+    EXPECT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
+    EXPECT_FALSE(fs::exists(folder + "/results.json"));  // those of step 8 are of another run's end
+    EXPECT_EQ(read_file(folder + "/job.resolved.toml"), "schedule.steps = 16");
+    world_.barrier();
+    variation.hook = nullptr;
+    EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+    EXPECT_EQ(losses(folder), losses(scratch_ / "straight"));
+    const auto results = nlohmann::json::parse(read_file(folder + "/results.json"));
+    EXPECT_EQ(results["steps"], 16);
+    EXPECT_EQ(results["tokens"], 16 * batch_tokens);
+    EXPECT_EQ(results["evaluation"],
+              nlohmann::json::parse(read_file(scratch_ / "straight/results.json"))["evaluation"]);
+}
+
+TEST_F(TrainerTest, ALongerRunFollowsTheShapeOfItsNewLength) {
+    const std::string folder = scratch_ / "a";
+    ASSERT_EQ(run(folder, small_job(8), whole_world()), 0);
+    Variation variation;
+    variation.resume = true;
+    variation.settings = "schedule.steps = 16";
+    ASSERT_EQ(run(folder, small_job(16), whole_world(), variation), 0);
+    const auto all = records(folder);
+    ASSERT_EQ(all.size(), 16U);
+    // linear, from 1e-2 down to its tenth.
+    EXPECT_NEAR(all[7]["learning_rate"], 1e-2 * (1 - 0.9 * 7 / 8), 1e-12);
+    EXPECT_NEAR(all[8]["learning_rate"], 1e-2 * (1 - 0.9 * 8 / 16), 1e-12);
+    EXPECT_NEAR(all[7]["lambda"], 1e-3 * 7 / 8, 1e-12);
+    EXPECT_NEAR(all[8]["lambda"], 1e-3 * 8 / 16, 1e-12);
+}
+
+TEST_F(TrainerTest, GoesBackToAStep) {
+    TrainJob job = small_job(20);
+    job.checkpoint.interval = 4;
+    job.checkpoint.keep = 10;
+    const std::string folder = scratch_ / "a";
+    ASSERT_EQ(run(folder, job, whole_world()), 0);
+    const std::vector<double> straight = losses(folder);
+    const std::string metrics = read_file(folder + "/metrics.jsonl");
+    const std::string results = read_file(folder + "/results.json");
+    world_.barrier();
+
+    Variation variation;
+    variation.resume_step = 9;
+    const std::string message =
+        message_of<UserError>([&] { run(folder, job, whole_world(), variation); });
+    EXPECT_NE(message.find("--resume-step 9: no such checkpoint in"), std::string::npos) << message;
+    EXPECT_NE(message.find("which has 20, 16, 12, 8, 4"), std::string::npos) << message;
+    EXPECT_EQ(read_file(folder + "/metrics.jsonl"), metrics);
+    world_.barrier();
+
+    variation.resume_step = 8;
+    variation.hook = signal_at(9, SIGUSR1, world_.rank() == 0);
+    EXPECT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
+    EXPECT_EQ(losses(folder).size(), 10U);
+    EXPECT_EQ(checkpoints(folder),
+              (std::vector<std::string>{"step_10.h5", "step_4.h5", "step_8.h5", "superseded-1"}));
+    const std::string aside = folder + "/checkpoints/superseded-1/";
+    for (const char* file : {"step_12.h5", "step_16.h5", "step_20.h5"})
+        EXPECT_TRUE(fs::exists(aside + file)) << file;
+    EXPECT_EQ(read_file(aside + "metrics.jsonl"), metrics);
+    EXPECT_EQ(read_file(aside + "results.json"), results);
+    EXPECT_FALSE(fs::exists(folder + "/results.json"));
+    world_.barrier();
+
+    // What was set aside does not come back, and the same steps come out.
+    variation = Variation();
+    variation.resume = true;
+    EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+    EXPECT_EQ(losses(folder), straight);
+    world_.barrier();
+    variation.resume_step = 16;
+    EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+    EXPECT_EQ(losses(folder), straight);
+    EXPECT_TRUE(fs::exists(folder + "/checkpoints/superseded-2/step_20.h5"));
+}
+
+TEST_F(TrainerTest, AStepNeedsARunToGoBackIn) {
+    Variation variation;
+    variation.resume_step = 4;
+    const std::string message =
+        message_of<UserError>([&] { run(scratch_ / "a", small_job(2), whole_world(), variation); });
+    EXPECT_NE(message.find("holds no run"), std::string::npos) << message;
+}
+
+// A job whose step depends on the step's number by Adam's bias correction alone.
+TrainJob steady_job(Index steps) {
+    TrainJob job = small_job(steps);
+    job.loss.sparsity = 0;
+    job.schedule.kind = "constant";
+    return job;
+}
+
+// After 25 batches the source gives its first ones again: a fork of step 25 does what the run did
+// from there on, if it has everything of it.
+TEST_F(TrainerTest, AForkGoesOnWithParametersAndOptimizer) {
+    ASSERT_EQ(run(scratch_ / "straight", steady_job(33), whole_world()), 0);
+    ASSERT_EQ(run(scratch_ / "source", steady_job(25), whole_world()), 0);
+    const std::vector<double> straight = losses(scratch_ / "straight");
+    const std::vector<double> rest(straight.begin() + 25, straight.end());
+    for (const Grid& grid : all_grids) {
+        if (!fits(grid)) continue;
+        SCOPED_TRACE(fmt::format("forked on {}x{}", grid.data, grid.feature));
+        const std::string folder = scratch_ / fmt::format("fork_{}x{}", grid.data, grid.feature);
+        Variation variation;
+        variation.fork = scratch_ / "source";
+        variation.settings = "model.k = 6";  // a fork may have other settings
+        variation.hook = signal_at(3, SIGUSR1, world_.rank() == 0);
+        EXPECT_EQ(run(folder, steady_job(8), grid, variation), exit_interrupted);
+        EXPECT_EQ(checkpoints(folder), (std::vector<std::string>{"step_0.h5", "step_4.h5"}));
+        world_.barrier();
+        variation.hook = nullptr;
+        variation.fork.clear();
+        variation.resume = true;
+        EXPECT_EQ(run(folder, steady_job(8), grid, variation), 0);
+        if (grid.data == whole_world().data && grid.feature == whole_world().feature)
+            EXPECT_EQ(losses(folder), rest);
+        else
+            expect_close(losses(folder), rest);
+        const auto results = nlohmann::json::parse(read_file(folder + "/results.json"));
+        EXPECT_EQ(results["steps"], 8);
+        EXPECT_EQ(results["tokens"], 8 * batch_tokens);
+        EXPECT_EQ(results["fork"]["step"], 25);
+        EXPECT_EQ(results["fork"]["checkpoint"],
+                  fs::absolute(scratch_ / "source/checkpoints/step_25.h5").string());
+        EXPECT_EQ(results["fork"]["fingerprint"].get<std::string>().size(), 16U);
+    }
+    EXPECT_FALSE(
+        nlohmann::json::parse(read_file(scratch_ / "source/results.json")).contains("fork"));
+}
+
+TEST_F(TrainerTest, AForkMayHaveAFreshOptimizer) {
+    ASSERT_EQ(run(scratch_ / "source", steady_job(25), whole_world()), 0);
+    Variation variation;
+    variation.fork = scratch_ / "source/checkpoints/step_25.h5";
+    ASSERT_EQ(run(scratch_ / "kept", steady_job(4), whole_world(), variation), 0);
+    variation.fresh_optimizer = true;
+    ASSERT_EQ(run(scratch_ / "fresh", steady_job(4), whole_world(), variation), 0);
+    // The same parameters, moved by another update.
+    EXPECT_EQ(losses(scratch_ / "fresh")[0], losses(scratch_ / "kept")[0]);
+    EXPECT_NE(losses(scratch_ / "fresh")[1], losses(scratch_ / "kept")[1]);
+    const auto state = [](const std::string& folder) {
+        const H5File file = H5File::open(folder + "/checkpoints/step_0.h5");
+        return nlohmann::json::parse(file.read_text("extra").value());
+    };
+    EXPECT_EQ(state(scratch_ / "kept")["updates_before"], 25);
+    EXPECT_EQ(state(scratch_ / "fresh")["updates_before"], 0);
+    for (const bool fresh : {true, false}) {
+        const H5File file =
+            H5File::open(scratch_ / (fresh ? "fresh" : "kept") + "/checkpoints/step_0.h5");
+        const H5Dataset moments = file.dataset("moment1/encoder/layer_0/bias");
+        std::vector<float> values(static_cast<std::size_t>(moments.rows() * moments.cols()));
+        moments.read({0, moments.rows()}, values.data());
+        EXPECT_EQ(std::all_of(values.begin(), values.end(), [](float m) { return m == 0; }), fresh);
+    }
+}
+
+TEST_F(TrainerTest, WhatAForkRefuses) {
+    ASSERT_EQ(run(scratch_ / "source", steady_job(2), whole_world()), 0);
+    const auto refused = [&](const std::string& folder, const TrainJob& job,
+                             const std::string& fork) {
+        Variation variation;
+        variation.fork = fork;
+        return message_of<UserError>([&] { run(folder, job, whole_world(), variation); });
+    };
+    TrainJob job = steady_job(2);
+    const std::string source = scratch_ / "source";
+    EXPECT_NE(refused(source, job, source).find("already holds a run"), std::string::npos);
+    EXPECT_NE(refused(scratch_ / "b", job, scratch_ / "nowhere").find("nowhere"),
+              std::string::npos);
+    EXPECT_NE(refused(scratch_ / "b", job, scratch_.path()).find("no whole checkpoint"),
+              std::string::npos);
+    job.model.features = 14;
+    EXPECT_NE(refused(scratch_ / "b", job, source).find("model.features (14, was 13)"),
+              std::string::npos);
+    job = steady_job(2);
+    job.model.activation = "jumprelu";
+    EXPECT_NE(
+        refused(scratch_ / "b", job, source).find("model.activation (jumprelu, was batchtopk)"),
+        std::string::npos);
+    EXPECT_FALSE(fs::exists(scratch_ / "b"));
+}
+
+// A requeued job passes both: the fork is the beginning, --resume what follows.
+TEST_F(TrainerTest, AForkThatResumesForksOnce) {
+    ASSERT_EQ(run(scratch_ / "source", steady_job(2), whole_world()), 0);
+    Variation variation;
+    variation.fork = scratch_ / "source";
+    variation.resume = true;
+    variation.hook = signal_at(2, SIGUSR1, world_.rank() == 0);
+    EXPECT_EQ(run(scratch_ / "a", steady_job(6), whole_world(), variation), exit_interrupted);
+    variation.hook = nullptr;
+    EXPECT_EQ(run(scratch_ / "a", steady_job(6), whole_world(), variation), 0);
+    EXPECT_EQ(losses(scratch_ / "a").size(), 6U);
+    variation.resume = false;
+    EXPECT_EQ(run(scratch_ / "b", steady_job(6), whole_world(), variation), 0);
+    EXPECT_EQ(losses(scratch_ / "a"), losses(scratch_ / "b"));
 }
 
 TEST_F(TrainerTest, ACompleteRunResumesToTheSameResults) {

@@ -1,11 +1,19 @@
 // The trainer's own state, kept in a checkpoint's `extra` as JSON.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "clt/base/types.hpp"
 
 namespace clt {
+
+/// The checkpoint of another run that a run started from.
+struct ForkOrigin {
+    std::string checkpoint;  // absolute path, as it was then
+    Index step = 0;
+    std::string fingerprint;  // of that checkpoint's texts
+};
 
 struct RunState {
     Index step = 0;           // steps done; in the checkpoint itself, not in the JSON
@@ -16,9 +24,12 @@ struct RunState {
     Index skipped_in_a_row = 0;
     Index best_step = 0;  // checkpoint with the lowest held-out NMSE; 0: none yet
     double best_nmse = 0;
+    Index updates_before = 0;  // in the moments when the run began: a fork's
+    std::optional<ForkOrigin> fork;
     std::string normalization;  // of the data: an evaluation has to use the same
 };
 
+std::string to_json(const ForkOrigin& fork);
 std::string to_json(const RunState& state);
 /// Throws UserError naming the checkpoint.
 RunState parse_run_state(const std::string& json, const std::string& checkpoint);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,15 @@ inline constexpr int exit_interrupted = 85;
 
 struct TrainOptions {
     std::string resolved_job;  // TOML, equal on every rank
+    /// Goes on with the run in job.output, when there is one.
     bool resume = false;
+    /// Goes on from this checkpoint of the run instead of the newest; then there must be a run.
+    std::optional<Index> resume_step;
+    /// A new run starts from this checkpoint of another run: a file, a run folder or a folder of
+    /// checkpoints (the newest). Empty: from initial parameters.
+    std::string fork;
+    /// fork: the moments and the count of Adam's updates start at 0.
+    bool fresh_optimizer = false;
     /// The keys in which two resolved jobs differ, execution keys apart. The trainer cannot read
     /// TOML, app/ can.
     std::function<std::vector<FieldChange>(const std::string& stored, const std::string& now)>
@@ -32,11 +41,13 @@ struct TrainOptions {
 
 /// Trains until schedule.steps are done (returns 0) or a signal stops the run (exit_interrupted).
 /// resume: continues from the newest whole checkpoint of job.output, written on any grid, cutting
-/// metrics.jsonl back to it; starts anew when there is none, so a requeued job may always pass it.
+/// metrics.jsonl back to it; starts when there is no run yet, so a requeued job may always pass it.
 /// On the same grid the losses that follow are bit for bit those of a run never interrupted.
-/// Collective over `world`. Throws UserError when the folder already holds a run and resume is
-/// false, when the settings differ from the run's, when memory or the grid do not fit, or when the
-/// loss was not finite for 20 steps in a row.
+/// fork: parameters, silence and moments are another run's, everything else starts at 0: steps,
+/// tokens, the schedule, the order of the batches. Adam's bias correction goes on counting.
+/// Collective over `world`. Throws UserError, before it changes a file of a run, when the folder
+/// already holds a run and resume is false, when the settings differ from the run's, when the data,
+/// memory or the grid do not fit; later when the loss was not finite for 20 steps in a row.
 int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
           const Communicator& world, Workers& workers);
 
