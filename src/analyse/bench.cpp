@@ -37,6 +37,7 @@ Index peak_rss_bytes() {
 struct Timings {
     std::vector<double> step_s;                            // of the slowest rank
     std::vector<std::pair<std::string, double>> stages_s;  // means of this rank
+    Index selection_retries = 0;
     StepResult last;
 };
 
@@ -68,6 +69,7 @@ Timings time_steps(const BenchOptions& options, const ModelConfig& model, Backen
         }
         const HostBatch batch = data[static_cast<std::size_t>(i % batches)].batch();
         timings.last = step.train(batch, step_scalars(OptimizerConfig(), schedule, loss, i));
+        if (i >= options.warmup) timings.selection_retries += timings.last.selection_retries;
         if (i + 1 == schedule.steps) backend.synchronize();
         if (i >= options.warmup) timings.step_s.push_back(watch.lap());
     }
@@ -139,7 +141,7 @@ std::string bench_step(const BenchOptions& options, Backend& backend, const Comm
     json["activation"] = options.activation;
     json["l0"] = std::accumulate(timings.last.l0.begin(), timings.last.l0.end(), 0.0);
     json["loss"] = timings.last.total;
-    json["selection_retries"] = timings.last.selection_retries;
+    json["selection_retries"] = timings.selection_retries;
     json["backend"] = backend.name();
     json["revision"] = revision();
     return json.dump(2);

@@ -81,10 +81,18 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     Params params(backend, checkpoint.shape, grid.feature_shard(checkpoint.shape.features),
                   checkpoint.model, /*seed=*/0);
     read_checkpoint(checkpoint.path, backend, grid, params, Span<Index>(), /*moments=*/false);
+    if (const std::string broken = params.find_not_finite(all); !broken.empty())
+        user_error(
+            "{}: holds a number that is not finite: {}; a feature with one is never active, so "
+            "any figure of it would be wrong: evaluate an older checkpoint",
+            checkpoint.path, broken);
     const LossConfig loss;
     Step step(backend, grid, params, checkpoint.model, loss, source->error_scale(),
               job.data.batch_tokens);
     Evaluation evaluation = evaluate_pass(step, *source, checkpoint.shape);
+    if (!evaluation.not_finite.empty())
+        user_error("[data] path = {}: a number is not finite: {}; clt inspect --verify says where",
+                   job.data.path, evaluation.not_finite);
 
     all.together([&] {
         if (all.rank() != 0) return;

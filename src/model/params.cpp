@@ -1,7 +1,9 @@
 #include "clt/model/params.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 
 #include "clt/base/philox.hpp"
 
@@ -32,6 +34,33 @@ void upload_uniform(Backend& backend, std::uint64_t seed, RandomPurpose purpose,
     }
 }
 
+/// "encoder/layer_2/weight" and row 17 as words.
+std::string words_of(const std::string& name, Index row) {
+    if (name == "decoder/bias") return fmt::format("decoder biases of target layer {}", row);
+    const std::string layer = name.substr(name.find("layer_") + 6);
+    const Index number = std::stoll(layer);
+    const char* kind = name.starts_with("threshold")       ? "thresholds"
+                       : name.starts_with("decoder")       ? "decoder rows"
+                       : layer.find("/bias") != layer.npos ? "encoder biases"
+                                                           : "encoder weights";
+    return fmt::format("{} of layer {}, feature {}", kind, number, row);
+}
+
+/// The first row of m with a number that is not finite or beyond `largest`; -1: none.
+Index find_row(Backend& backend, const Matrix<float>& m, float largest,
+               std::vector<float>& staging) {
+    const Index size = m.rows * m.cols;
+    for (Index at = 0; at < size; at += staging_elements) {
+        const Index count = std::min(staging_elements, size - at);
+        staging.resize(static_cast<std::size_t>(count));
+        backend.download(Span<const float>(m.elements.subspan(at, count)), std::span(staging));
+        const auto broken = std::find_if(staging.begin(), staging.end(),
+                                         [=](float x) { return !(std::fabs(x) <= largest); });
+        if (broken != staging.end()) return (at + (broken - staging.begin())) / m.cols;
+    }
+    return -1;
+}
+
 }  // namespace
 
 Params::Params(Backend& backend, const Shape& shape, Shard features, const ModelConfig& config,
@@ -49,6 +78,7 @@ Params::Params(Backend& backend, const Shape& shape, Shard features, const Model
             Buffer<Bfloat16>(backend.memory(), local_rows() * d, Purpose::parameters);
     encoder_bias_ = make_store(local_rows());
     decoder_bias_ = make_store(shape.layers * d);
+    not_finite_ = Buffer<double>(backend.memory(), 1, Purpose::workspace);
     const auto encoder_bound =
         static_cast<float>(1 / std::sqrt(static_cast<double>(shape.features)));
     const auto decoder_bound =
@@ -86,6 +116,7 @@ Params::Store Params::make_store(Index size) {
 }
 
 void Params::values_changed() {
+    backend_.zero(not_finite_.span());
     if (!backend_.rounds_encoder()) return;
     for (Index layer = 0; layer < shape_.layers; ++layer) {
         const ParamRows rows = encoder(layer);
@@ -97,7 +128,7 @@ ParamRows Params::view(Store& store, Index offset, Index rows, Index cols) {
     const auto part = [&](Buffer<float>& buffer) {
         return Matrix<float>(buffer.span().subspan(offset, rows * cols), rows, cols);
     };
-    return {part(store.value), part(store.moment1), part(store.moment2), {}};
+    return {part(store.value), part(store.moment1), part(store.moment2), {}, not_finite_.span()};
 }
 
 ParamRows Params::encoder(Index layer) {
@@ -142,6 +173,32 @@ std::vector<ParamArray> Params::arrays() {
             add(fmt::format("threshold/layer_{}", layer),
                 view(log_threshold_, layer * local, local, 1));
     return all;
+}
+
+std::string Params::find_not_finite(const Communicator& all) {
+    constexpr std::array<const char*, 3> kinds{"", "first moments of ", "second moments of "};
+    constexpr Index none = std::numeric_limits<Index>::max();
+    const std::vector<ParamArray> list = arrays();
+    std::vector<float> staging;
+    Index place = none;  // 3 * array + kind
+    Index row = none;
+    for (Index i = 0; place == none && i < static_cast<Index>(3 * list.size()); ++i) {
+        const ParamArray& array = list[static_cast<std::size_t>(i / 3)];
+        const std::array<const Matrix<float>*, 3> parts{&array.rows.value, &array.rows.moment1,
+                                                        &array.rows.moment2};
+        const bool is_threshold = i % 3 == 0 && array.name.starts_with("threshold");
+        const Index found = find_row(
+            backend_, *parts[static_cast<std::size_t>(i % 3)],
+            is_threshold ? largest_log_threshold : std::numeric_limits<float>::max(), staging);
+        if (found < 0) continue;
+        place = i;
+        row = array.first_row + found;
+    }
+    const Index first = all.all_reduce_min(place);
+    if (first == none) return "";
+    row = all.all_reduce_min(place == first ? row : none);
+    return kinds[static_cast<std::size_t>(first % 3)] +
+           words_of(list[static_cast<std::size_t>(first / 3)].name, row);
 }
 
 }  // namespace clt

@@ -96,6 +96,7 @@ void Selection::run_unranked(const EncoderOperand& x, const Problem& problem,
 void Selection::run_ranked(const EncoderOperand& x, const Problem& problem,
                            Span<double> negative_sum) {
     const auto& [budget, groups, tokens, map] = problem;
+    retries_ = 0;
     std::vector<float> bound(static_cast<std::size_t>(groups), lowest);
     bool carried = !per_token() && threshold() > lowest;
     if (carried) bound[0] = static_cast<float>(threshold_ - margin_ * std::abs(threshold_));

@@ -62,7 +62,7 @@ class Selection {
     /// Lowest score kept by the last run (batchtopk; -infinity when nothing was cut). Waits for
     /// the cut.
     double threshold();
-    /// Times the bound carried over from the last run was too high and the encoder ran again.
+    /// Times the last run's carried bound was too high and the encoder ran again: 0 or 1.
     Index retries() const { return retries_; }
 
   private:

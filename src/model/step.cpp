@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 #include "model/step_impl.hpp"
@@ -173,6 +174,7 @@ void Step::Impl::reduce_and_compare() {
                      params.decoder_bias().value.elements, scale.span(), tokens, shape.layers,
                      token_rows(gradient, slice), squared_errors());
     backend.squared_norm(token_rows(inputs, slice), total(inputs_squared));
+    backend.copy(Span<const double>(params.not_finite()), total(parameters_broken));
     stage("residual");
 }
 
@@ -204,6 +206,13 @@ void Step::Impl::read_sums(StepResult& result) {
         result.reconstruction = std::numeric_limits<double>::quiet_NaN();
     if (loss.preactivation > 0)
         result.preactivation = preactivation_weight() * own[layers + negative];
+    // Sums over all ranks alone decide, so every rank takes the same way.
+    result.parameters_broken = own[layers + parameters_broken] != 0;
+    if (result.parameters_broken)
+        result.not_finite = params.find_not_finite(grid.all());
+    else if (!std::isfinite(result.reconstruction + result.sparsity + result.preactivation))
+        result.not_finite = broken_loss(result);
+    result.finite = !result.parameters_broken && result.not_finite.empty();
     result.dense = dense;
     result.threshold = selection.threshold();
     result.selection_retries = selection.retries();
@@ -254,6 +263,47 @@ void Step::Impl::penalty(const StepScalars& scalars) {
                              coefficient.span(), total(tanh_penalty));
 }
 
+std::string Step::Impl::broken_loss(const StepResult& result) {
+    Buffer<double> squares(backend.memory(), 2 * shape.layers, Purpose::workspace);
+    backend.zero(squares.span());
+    for (Index layer = 0; layer < shape.layers; ++layer) {
+        const Index first = layer * shape.d_model;
+        backend.squared_norm(columns(inputs, slice, first, shape.d_model),
+                             squares.span().subspan(layer, 1));
+        backend.squared_norm(columns(targets, {0, slice.size()}, first, shape.d_model),
+                             squares.span().subspan(shape.layers + layer, 1));
+    }
+    std::vector<double> by_layer(static_cast<std::size_t>(squares.size()));
+    backend.download(Span<const double>(squares.span()), std::span(by_layer));
+    grid.all().all_reduce_sum(std::span(by_layer));
+    by_layer.insert(by_layer.end(), result.squared_error.begin(), result.squared_error.end());
+    const auto broken = std::find_if_not(by_layer.begin(), by_layer.end(),
+                                         [](double sum) { return std::isfinite(sum); });
+    if (broken != by_layer.end()) {
+        constexpr std::array<const char*, 3> kinds{"inputs", "targets", "reconstruction"};
+        const auto [kind, layer] = std::div(broken - by_layer.begin(), shape.layers);
+        return fmt::format("the {} of layer {}", kinds[static_cast<std::size_t>(kind)], layer);
+    }
+    if (!std::isfinite(result.sparsity)) return "the sparsity penalty";
+    return std::isfinite(result.preactivation) ? "the loss" : "the pre-activation loss";
+}
+
+std::string Step::Impl::broken_gradient(const StepScalars& scalars) {
+    for (Index layer = 0; layer < shape.layers; ++layer) {
+        backend.zero(total(gradient_squared));
+        if (dense) {
+            dense_rows_of(layer, scalars, nullptr);
+        } else {
+            decoder_rows(layer, nullptr, false);
+            encoder_rows(layer, nullptr, false);
+        }
+        const double squared = backend.download_one(Span<const double>(total(gradient_squared)));
+        if (!std::isfinite(grid.feature().all_reduce_sum(squared)))
+            return fmt::format("the gradient of the weights of layer {}", layer);
+    }
+    return "the gradient of the biases";
+}
+
 void Step::Impl::backward(const StepScalars& scalars, StepResult& result) {
     backend.column_sums(token_rows(gradient, batch_tokens()), bias_gradient.span());
     AdamStep adam = scalars.adam;
@@ -261,6 +311,11 @@ void Step::Impl::backward(const StepScalars& scalars, StepResult& result) {
         // A first walk for the norm alone: no gradient is stored, so the second makes it again.
         walk_rows(scalars, nullptr, true);
         result.gradient_norm = gradient_norm(scalars);
+        if (!std::isfinite(result.gradient_norm)) {  // min(1, c / NaN) is 1
+            result.not_finite = broken_gradient(scalars);
+            result.finite = false;
+            return;
+        }
         // The 1e-6 is the reference's (spec 7.5: global L2 norm).
         adam.gradient_scale = static_cast<float>(
             std::min(1.0, scalars.gradient_clip / (result.gradient_norm + 1e-6)));
@@ -283,27 +338,31 @@ void Step::Impl::walk_rows(const StepScalars& scalars, const AdamStep* adam, boo
 }
 
 void Step::Impl::sparse_rows(const AdamStep* adam, bool activations) {
-    const Index local = local_features();
-    const Matrix<const float> residual = token_rows(gradient, batch_tokens());
-    for (Index layer = 0; layer < shape.layers; ++layer) {
-        const Span<float> factor =
-            penalised ? coefficient.span().subspan(layer * local, local) : Span<float>();
-        backend.decoder_rows(*active, layer, local, residual, factor, activations, adam,
-                             params.decoder(layer), total(gradient_squared));
-    }
+    for (Index layer = 0; layer < shape.layers; ++layer) decoder_rows(layer, adam, activations);
     stage("decoder_rows");
     if (activations)
         backend.activation_gradient(rule, params.log_threshold().value.elements,
                                     static_cast<float>(model.bandwidth), *active,
                                     encoder_bias_gradient.span(), threshold_gradient.span());
-    for (Index layer = 0; layer < shape.layers; ++layer) {
-        if (loss.preactivation > 0)
-            encoder_rows_with_preactivation(adam, layer, activations);
-        else
-            backend.encoder_rows(*active, layer, local, encoder_inputs(batch_tokens(), layer).value,
-                                 adam, params.encoder(layer), total(gradient_squared));
-    }
+    for (Index layer = 0; layer < shape.layers; ++layer) encoder_rows(layer, adam, activations);
     stage("encoder_rows");
+}
+
+void Step::Impl::decoder_rows(Index layer, const AdamStep* adam, bool activations) {
+    const Index local = local_features();
+    const Span<float> factor =
+        penalised ? coefficient.span().subspan(layer * local, local) : Span<float>();
+    backend.decoder_rows(*active, layer, local, token_rows(gradient, batch_tokens()), factor,
+                         activations, adam, params.decoder(layer), total(gradient_squared));
+}
+
+void Step::Impl::encoder_rows(Index layer, const AdamStep* adam, bool activations) {
+    if (loss.preactivation > 0)
+        encoder_rows_with_preactivation(adam, layer, activations);
+    else
+        backend.encoder_rows(*active, layer, local_features(),
+                             encoder_inputs(batch_tokens(), layer).value, adam,
+                             params.encoder(layer), total(gradient_squared));
 }
 
 // The pre-activation loss reaches every encoder row through every token: a dense product, by tiles.
@@ -358,8 +417,11 @@ void Step::Impl::update_vectors(const StepScalars& scalars, float gradient_scale
     AdamStep adam = scalars.adam_bias;
     adam.gradient_scale = gradient_scale;
     backend.adam(adam, {encoder_bias_gradient.span(), 1, rows()}, params.encoder_bias());
-    if (rule.activation == Activation::jumprelu)
-        backend.adam(adam, {threshold_gradient.span(), 1, rows()}, params.log_threshold());
+    if (rule.activation == Activation::jumprelu) {
+        AdamStep threshold = adam;
+        threshold.largest_value = largest_log_threshold;
+        backend.adam(threshold, {threshold_gradient.span(), 1, rows()}, params.log_threshold());
+    }
     for (Index t = 0; t < shape.layers; ++t) {
         AdamStep target = adam;
         if (scalars.reference_biases) target.step_size *= static_cast<float>(t + 1);
@@ -387,14 +449,12 @@ StepResult Step::train(const HostBatch& batch, const StepScalars& scalars) {
     s.penalty(scalars);
     s.read_sums(result);
     s.stage("wait");
-    // All three are sums over all ranks, so every rank takes the same way.
-    result.finite = std::isfinite(result.reconstruction + result.sparsity + result.preactivation);
     if (result.finite) {
         s.share_slices(s.gradient);
         s.stage("gather_gradient");
         s.backward(scalars, result);
-        s.backend.age(s.fired_tokens.span(), s.silence.span());
     }
+    if (result.finite) s.backend.age(s.fired_tokens.span(), s.silence.span());
     result.total = result.reconstruction + result.sparsity + result.preactivation;
     return result;
 }
@@ -407,7 +467,6 @@ StepResult Step::evaluate(const HostBatch& batch) {
     s.read_sums(result);
     result.preactivation = 0;
     result.total = result.reconstruction;
-    result.finite = std::isfinite(result.total);
     const Shard own{0, s.slice.size()};
     s.backend.accumulate(s.token_rows(s.error, own), s.token_rows(s.targets, own), s.sums);
     s.evaluated_tokens += s.tokens;
@@ -419,6 +478,13 @@ StepResult Step::evaluate(const HostBatch& batch) {
     add(s.active_tokens, s.evaluated_active);
     add(s.fired_tokens, s.evaluated_fired);
     return result;
+}
+
+std::string Step::not_finite() {
+    Impl& s = *impl_;
+    const double broken = s.backend.download_one(Span<const double>(s.params.not_finite()));
+    if (s.grid.all().all_reduce_sum(broken) == 0) return "";
+    return s.params.find_not_finite(s.grid.all());
 }
 
 void Step::reset_evaluation() {

@@ -34,6 +34,8 @@ struct Step::Impl {
     /// formed. activations: form dL/dpre too, once a step.
     void walk_rows(const StepScalars& scalars, const AdamStep* adam, bool activations);
     void sparse_rows(const AdamStep* adam, bool activations);
+    void decoder_rows(Index layer, const AdamStep* adam, bool activations);
+    void encoder_rows(Index layer, const AdamStep* adam, bool activations);
     void encoder_rows_with_preactivation(const AdamStep* adam, Index layer, bool add_bias_gradient);
     void apply(const AdamStep* adam, Matrix<const float> g, const ParamRows& array);
     double gradient_norm(const StepScalars& scalars);
@@ -41,11 +43,16 @@ struct Step::Impl {
     void count();
     /// Waits for the sums of the forward half and puts them over all ranks. Collective.
     void read_sums(StepResult& result);
+    // What is not finite, looked for once something is: as words, the same on every rank.
+    // Collective.
+    std::string broken_loss(const StepResult& result);
+    std::string broken_gradient(const StepScalars& scalars);
     void stage(const char* name) { clock->mark(name); }
 
     // ---- dense_step.cpp: relu and jumprelu where many entries are active
     void dense_decode();
     void dense_rows(const StepScalars& scalars, const AdamStep* adam);
+    void dense_rows_of(Index layer, const StepScalars& scalars, const AdamStep* adam);
 
     // ---- views
     Index decoder_stride() const { return shape.layers * shape.d_model; }
@@ -84,7 +91,14 @@ struct Step::Impl {
     }
 
     // ---- sums of a step: L squared errors, then these, then the decoder bias's L squared norms
-    enum Total { inputs_squared, negative, tanh_penalty, gradient_squared, totals_between };
+    enum Total {
+        inputs_squared,
+        negative,
+        parameters_broken,  // of the updates before
+        tanh_penalty,
+        gradient_squared,
+        totals_between
+    };
     Span<double> squared_errors() { return totals.span().subspan(0, shape.layers); }
     Span<double> total(Total which) { return totals.span().subspan(shape.layers + which, 1); }
     Span<double> bias_squares(Index target) {

@@ -7,7 +7,7 @@ namespace clt {
 
 inline ParamRows rows_of(const ParamRows& array, Index first, Index n) {
     return {rows_of(array.value, first, n), rows_of(array.moment1, first, n),
-            rows_of(array.moment2, first, n), rows_of(array.rounded, first, n)};
+            rows_of(array.moment2, first, n), rows_of(array.rounded, first, n), array.not_finite};
 }
 inline EncoderOperand rows_of(const EncoderOperand& x, Index first, Index n) {
     return {rows_of(x.value, first, n), rows_of(x.rounded, first, n)};

@@ -41,7 +41,8 @@ double mean_variance(const std::vector<double>& sum, const std::vector<double>& 
 }  // namespace
 
 bool Evaluation::finite() const {
-    return std::isfinite(nmse) && std::isfinite(explained_variance) && std::isfinite(l0);
+    return not_finite.empty() && std::isfinite(nmse) && std::isfinite(explained_variance) &&
+           std::isfinite(l0);
 }
 
 Evaluation evaluation_of(const Step::EvaluationSums& sums, const Shape& shape) {
@@ -107,11 +108,16 @@ Evaluation evaluation_of(const Step::EvaluationSums& sums, const Shape& shape) {
 
 Evaluation evaluate_pass(Step& step, BatchSource& source, const Shape& shape) {
     step.reset_evaluation();
-    for (HostBatch batch = source.next(); batch.tokens > 0; batch = source.next())
-        step.evaluate(batch);
+    std::string not_finite;
+    for (HostBatch batch = source.next(); batch.tokens > 0; batch = source.next()) {
+        StepResult result = step.evaluate(batch);
+        if (not_finite.empty()) not_finite = std::move(result.not_finite);
+    }
     const Step::EvaluationSums sums = step.evaluation_sums();
     if (sums.tokens == 0) user_error("the evaluation data has no tokens");
-    return evaluation_of(sums, shape);
+    Evaluation evaluation = evaluation_of(sums, shape);
+    evaluation.not_finite = std::move(not_finite);
+    return evaluation;
 }
 
 std::vector<double> batch_nmse(const std::vector<double>& squared_error,

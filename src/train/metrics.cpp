@@ -24,6 +24,7 @@ Json json_of(const Evaluation& e) {
     Json j;
     j["tokens"] = e.tokens;
     j["finite"] = e.finite();
+    if (!e.not_finite.empty()) j["not_finite"] = e.not_finite;
     j["nmse"] = e.nmse;
     j["explained_variance"] = e.explained_variance;
     j["nmse_pooled"] = e.nmse_pooled;
@@ -70,6 +71,7 @@ std::string to_json(const TrainingRecord& record) {
     j["step"] = record.step;
     j["tokens"] = record.tokens;
     j["finite"] = result.finite;
+    if (!result.finite) j["not_finite"] = result.not_finite;
     j["loss"] = result.total;
     j["reconstruction"] = result.reconstruction;
     j["sparsity"] = result.sparsity;

@@ -15,6 +15,8 @@ StepScalars step_scalars(const OptimizerConfig& optimizer, const ScheduleConfig&
     scalars.adam.step_size = static_cast<float>(rate / (1 - std::pow(optimizer.beta1, t)));
     scalars.adam.beta1 = static_cast<float>(optimizer.beta1);
     scalars.adam.beta2 = static_cast<float>(optimizer.beta2);
+    scalars.adam.rest1 = static_cast<float>(1 - optimizer.beta1);
+    scalars.adam.rest2 = static_cast<float>(1 - optimizer.beta2);
     scalars.adam.epsilon = static_cast<float>(optimizer.epsilon);
     scalars.adam.inverse_root_correction2 =
         static_cast<float>(1 / std::sqrt(1 - std::pow(optimizer.beta2, t)));

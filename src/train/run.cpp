@@ -18,13 +18,17 @@
 namespace clt {
 namespace {
 
-// So many steps in a row without a finite loss are a diverged run, not a bad batch.
-constexpr Index most_skipped_steps = 20;
-
 namespace fs = std::filesystem;
 
 bool due(Index step, Index interval) {
     return interval > 0 && step % interval == 0;
+}
+
+[[noreturn]] void end_broken(Index step, const std::string& parameter) {
+    user_error(
+        "step {}: its update left a number that is not finite: {}; that cannot be undone, so the "
+        "run ends and its checkpoints stay as they are; lower [optimizer] learning_rate",
+        step, parameter);
 }
 
 class Run {
@@ -37,7 +41,8 @@ class Run {
     void load_start();
     StepResult advance();
     void count_time(double seconds);
-    void watch_for_divergence(const StepResult& result);
+    void react_to_not_finite(const StepResult& result);
+    void require_finite_parameters();
     std::optional<Evaluation> evaluate();
     TrainingRecord describe(const StepResult& result);
     void publish(const TrainingRecord& record);
@@ -69,7 +74,7 @@ class Run {
     Index interval_steps_ = 0;
     double interval_s_ = 0;
     double interval_wait_s_ = 0;
-    Index retries_before_ = 0;
+    Index interval_retries_ = 0;
 };
 
 Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
@@ -132,7 +137,6 @@ int Run::execute() {
     const Index steps = job_.schedule.steps;
     while (state_.step < steps) {
         const StepResult result = advance();
-        watch_for_divergence(result);
         const bool last = state_.step == steps;
         const bool checkpoint = last || due(state_.step, job_.checkpoint.interval);
         const bool judge = last || due(state_.step, job_.evaluation.interval) ||
@@ -140,9 +144,10 @@ int Run::execute() {
         evaluation.reset();
         if (judge || state_.step == 1 || !result.finite || due(state_.step, job_.log.interval)) {
             TrainingRecord record = describe(result);
-            if (judge) record.evaluation = evaluation = evaluate();
+            if (judge && !result.parameters_broken) record.evaluation = evaluation = evaluate();
             publish(record);
         }
+        react_to_not_finite(result);
 
         const bool stop = all_.all_reduce_max(interrupt.raised() ? 1 : 0) != 0 && !last;
         if (checkpoint || stop) save(checkpoint ? evaluation : std::nullopt);
@@ -172,6 +177,7 @@ StepResult Run::advance() {
     ++leg_steps_;
     ++interval_steps_;
     interval_wait_s_ += batch_.wait_s;
+    interval_retries_ += result.selection_retries;
     count_time(watch.seconds());
     return result;
 }
@@ -182,23 +188,38 @@ void Run::count_time(double seconds) {
     interval_s_ += seconds;
 }
 
-void Run::watch_for_divergence(const StepResult& result) {
+// Goes on or ends the run, as [run] says. All of it is equal on every rank.
+void Run::react_to_not_finite(const StepResult& result) {
     if (result.finite) {
         state_.skipped_in_a_row = 0;
         return;
     }
-    ++state_.skipped_in_a_row;
-    log_warning("step {}: the loss is not finite, nothing was updated", state_.step);
-    if (state_.skipped_in_a_row >= most_skipped_steps)
+    if (result.parameters_broken) end_broken(state_.step - 1, result.not_finite);
+    const std::string what =
+        fmt::format("step {}: a number is not finite: {}", state_.step, result.not_finite);
+    if (job_.run.on_nonfinite == "stop")
         user_error(
-            "the loss was not finite in {} steps in a row (the last is step {}): expected a "
-            "converging run; lower [optimizer] learning_rate or check the data with clt inspect "
-            "--verify",
-            state_.skipped_in_a_row, state_.step);
+            "{}; the run ends and its checkpoints stay as they are; lower [optimizer] "
+            "learning_rate, check the data with clt inspect --verify, or set [run] on_nonfinite = "
+            "\"skip\"",
+            what);
+    log_warning("{}; nothing was updated", what);
+    if (++state_.skipped_in_a_row >= job_.run.nonfinite_limit)
+        user_error(
+            "{}; that makes {} steps in a row ([run] nonfinite_limit): the run ends and its "
+            "checkpoints stay as they are",
+            what, state_.skipped_in_a_row);
+}
+
+// Before parameters are judged or kept: a step returns before its update is known to be sound.
+void Run::require_finite_parameters() {
+    if (const std::string broken = step_.not_finite(); !broken.empty())
+        end_broken(state_.step, broken);
 }
 
 // Nothing when there are no held-out tokens.
 std::optional<Evaluation> Run::evaluate() {
+    require_finite_parameters();
     const std::unique_ptr<BatchSource> source = sources_.open_evaluation();
     if (source == nullptr) return std::nullopt;
     Evaluation evaluation = evaluate_pass(step_, *source, shape_);
@@ -229,10 +250,9 @@ TrainingRecord Run::describe(const StepResult& result) {
     record.tokens_per_s =
         static_cast<double>(interval_steps_ * job_.data.batch_tokens) / interval_s_;
     record.wait_for_data_s = all_.all_reduce_max(interval_wait_s_);
-    record.selection_retries = result.selection_retries - retries_before_;
+    record.selection_retries = interval_retries_;
     for (auto& [name, stage_s] : record.stages_s) stage_s /= static_cast<double>(interval_steps_);
-    retries_before_ = result.selection_retries;
-    interval_steps_ = 0;
+    interval_steps_ = interval_retries_ = 0;
     interval_s_ = interval_wait_s_ = 0;
     return record;
 }
@@ -250,6 +270,7 @@ void Run::publish(const TrainingRecord& record) {
 
 // evaluation: of this very step, when the checkpoint is to compete for the best.
 void Run::save(const std::optional<Evaluation>& evaluation) {
+    require_finite_parameters();
     if (evaluation && job_.checkpoint.keep_best && evaluation->finite() &&
         (state_.best_step == 0 || evaluation->nmse < state_.best_nmse)) {
         state_.best_step = state_.step;

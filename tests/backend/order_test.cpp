@@ -248,7 +248,7 @@ TEST_F(Order, Rows) {
     const auto entries = random_entries(layers * features, tokens, 0.4, 1);
     Array<float> g(backend_, normal(tokens * cols, 2));
     Array<float> coefficient(backend_, normal(features, 3));
-    const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 1.0F, 0.5F};
+    const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 1.0F, 0.5F, 0.1F, 0.01F};
     expect_same_bits([&] {
         Bits bits;
         ActiveSet set = active_set(backend_, layers * features, tokens, entries);

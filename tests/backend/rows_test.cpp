@@ -108,7 +108,7 @@ struct Expected {
 class RowKernels : public BackendTest {};
 CLT_ON_THE_TEST_BACKEND(RowKernels);
 
-const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 1.0F, 0.5F};
+const AdamStep step{0.01F, 0.001F, 0.9F, 0.99F, 1e-8F, 1.0F, 0.5F, 0.1F, 0.01F};
 
 TEST_P(RowKernels, DecoderRowsAgreeWithLoops) {
     for (const Case& c : cases)
@@ -191,6 +191,35 @@ TEST_P(RowKernels, EncoderRowsAgreeWithLoops) {
         EXPECT_EQ(rows.value.host(), p);
         backend_.encoder_rows(set, c.layer, c.features, inputs, &step, rows.view(), {});
         expected.expect_update(step, p, m, v, rows, name_of(c));
+    }
+}
+
+// Wherever it stands in a row, in whole vectors or in the rest; light rows and heavy ones.
+TEST_P(RowKernels, ANumberThatIsNotFiniteRaisesTheFlag) {
+    for (const Case& c : {Case{1, 0, 3, 33, 31, 0.5}, Case{1, 0, 2, 253, 17, 0.2},
+                          Case{1, 0, 2, 1028, 9, 0.5}, Case{1, 0, 2, 36, 300, 0.9}}) {
+        const auto entries = random_entries(c.features, c.tokens, c.density, 51);
+        ActiveSet set = active_set(backend_, c.features, c.tokens, entries);
+        std::swap(set.value, set.gradient);
+        Array<float> x(backend_, normal(c.tokens * c.d, 52));
+        const Index size = c.features * c.d;
+        for (const Index at : {Index{-1}, Index{0}, c.d - 1, size - c.d + c.d / 2, size - 1})
+            for (const int array : {0, 2}) {
+                Rows rows(backend_, c.features, c.d);
+                Array<float>& spoiled = array == 0 ? rows.value : rows.moment2;
+                auto values = spoiled.host();
+                if (at >= 0) values[static_cast<std::size_t>(at)] = array == 0 ? nan : infinity;
+                backend_.upload(std::span<const float>(values), spoiled.span());
+                Array<double> flag(backend_, {0.0});
+                ParamRows view = rows.view();
+                view.not_finite = flag.span();
+                const Matrix<const float> source = x.matrix(c.tokens, c.d);
+                backend_.encoder_rows(set, 0, c.features, source, &step, view, {});
+                EXPECT_EQ(flag.host()[0], at >= 0 ? 1 : 0) << name_of(c) << " at " << at;
+                backend_.zero(flag.span());
+                backend_.decoder_rows(set, 0, c.features, source, {}, false, &step, view, {});
+                EXPECT_EQ(flag.host()[0], at >= 0 ? 1 : 0) << name_of(c) << " at " << at;
+            }
     }
 }
 

@@ -639,8 +639,48 @@ TEST_F(TrainerTest, RunsWithoutHeldOutTokens) {
     EXPECT_TRUE(nlohmann::json::parse(read_file(folder + "/results.json"))["evaluation"].is_null());
 }
 
+TEST_F(TrainerTest, ANonFiniteLossEndsTheRun) {
+    TrainJob job = small_job(12);
+    job.checkpoint.interval = 3;
+    const std::string folder = scratch_ / "spoiled";
+    Variation variation;
+    variation.spoil = [](Index batch, std::vector<float>& targets) {
+        if (batch == 4 && !targets.empty())  // any token's last layer
+            targets[2 * shape.d_model] = std::nanf("");
+    };
+    const std::string message =
+        message_of<UserError>([&] { run(folder, job, whole_world(), variation); });
+    EXPECT_NE(message.find("step 5: a number is not finite: the targets of layer 2;"),
+              std::string::npos)
+        << message;
+    EXPECT_NE(message.find("[run] on_nonfinite"), std::string::npos) << message;
+    const auto all = records(folder);
+    ASSERT_EQ(all.size(), 5U);
+    EXPECT_EQ(all[4]["finite"], false);
+    EXPECT_EQ(all[4]["not_finite"], "the targets of layer 2");
+    EXPECT_EQ(checkpoints(folder), std::vector<std::string>{"step_3.h5"});
+}
+
+// Neither judged nor kept: a feature with a NaN is never active, so the loss does not show it.
+TEST_F(TrainerTest, AParameterBrokenByAnUpdateIsNeverKept) {
+    for (const Index steps : {1, 5}) {
+        TrainJob job = small_job(steps);
+        job.optimizer.weight_decay = 1e300;
+        job.run.on_nonfinite = "skip";  // an update cannot be undone
+        const std::string folder = scratch_ / fmt::format("{}_steps", steps);
+        const std::string message = message_of<UserError>([&] { run(folder, job, whole_world()); });
+        EXPECT_NE(message.find("step 1: its update left a number that is not finite: encoder "
+                               "weights of layer 0, feature 0;"),
+                  std::string::npos)
+            << message;
+        EXPECT_EQ(checkpoints(folder), std::vector<std::string>());
+        EXPECT_FALSE(fs::exists(folder + "/results.json"));
+    }
+}
+
 TEST_F(TrainerTest, ANonFiniteLossUpdatesNothing) {
-    const TrainJob job = small_job(12);
+    TrainJob job = small_job(12);
+    job.run.on_nonfinite = "skip";
     const std::string folder = scratch_ / "spoiled";
     Variation variation;
     variation.spoil = [](Index batch, std::vector<float>& targets) {
@@ -661,8 +701,10 @@ TEST_F(TrainerTest, ADivergedRunStops) {
         if (batch >= 3)
             for (float& y : targets) y = std::nanf("");
     };
-    const std::string message = message_of<UserError>(
-        [&] { run(scratch_ / "a", small_job(60), whole_world(), variation); });
+    TrainJob job = small_job(60);
+    job.run.on_nonfinite = "skip";
+    const std::string message =
+        message_of<UserError>([&] { run(scratch_ / "a", job, whole_world(), variation); });
     EXPECT_NE(message.find("20 steps in a row"), std::string::npos) << message;
     EXPECT_NE(message.find("step 23"), std::string::npos) << message;
 }

@@ -288,7 +288,11 @@ TEST_F(StepCases, ANanUpdatesNothingAndIsSaid) {
                 Batch broken = problem.batches[1];
                 (in_input ? broken.inputs : broken.targets)[17] =
                     std::numeric_limits<double>::quiet_NaN();
-                EXPECT_FALSE(step.train(broken, 0, 0.01).finite);
+                const StepResult result = step.train(broken, 0, 0.01);
+                EXPECT_FALSE(result.finite);
+                EXPECT_FALSE(result.parameters_broken);
+                EXPECT_EQ(result.not_finite,  // width 5, two layers: element 17 is of layer 1
+                          in_input ? "the inputs of layer 1" : "the targets of layer 1");
                 Parameters after[] = {step.values(), step.moment1(), step.moment2()};
                 for (std::size_t i = 0; i < 3; ++i) {
                     Parameters wanted = before[i];
@@ -301,6 +305,76 @@ TEST_F(StepCases, ANanUpdatesNothingAndIsSaid) {
                 EXPECT_TRUE(step.train(problem.batches[1], 0, 0.01).finite);
             });
         }
+}
+
+// min(1, c / norm) is 1 for a norm that is not a number: the clip would let it through.
+TEST_F(StepCases, AGradientNormThatIsNotFiniteUpdatesNothing) {
+    for (const Kind& kind : kinds()) {
+        SCOPED_TRACE(kind.name);
+        Problem problem = random_problem(kind, {2, 5, 9}, 8, 2, 1000);
+        problem.setup.optimizer.gradient_clip = 1;
+        on_every_grid(problem.setup, [&](GridStep& step) {
+            // Errors of 1e24 have squares that double holds; their gradients times weights of 1e20
+            // overflow float.
+            Parameters large = problem.initial;
+            for (double& w : large.decoder[1]) w *= 1e20;
+            step.set(large);
+            Batch batch = problem.batches[0];
+            for (double& y : batch.targets) y *= 1e24;
+            const Parameters before = step.values();
+            const StepResult result = step.train(batch, 0, 0.01);
+            EXPECT_TRUE(std::isfinite(result.total));
+            EXPECT_FALSE(std::isfinite(result.gradient_norm));
+            EXPECT_FALSE(result.finite);
+            EXPECT_EQ(result.not_finite, "the gradient of the weights of layer 1");
+            Parameters after = step.values();
+            Parameters wanted = before;
+            for (std::size_t a = 0; a < after.arrays().size(); ++a)
+                EXPECT_EQ(*after.arrays()[a].second, *wanted.arrays()[a].second);
+            EXPECT_EQ(step.step().not_finite(), "");
+        });
+    }
+}
+
+// The step itself cannot know; not_finite() and the next step do, and name the first.
+TEST_F(StepCases, AnUpdateThatBreaksAParameterIsFound) {
+    for (const Kind& kind : kinds()) {
+        SCOPED_TRACE(kind.name);
+        const Problem problem = random_problem(kind, {2, 5, 9}, 8, 2, 1000);
+        struct Spoil {
+            const char* said;
+            std::function<double&(Parameters&)> number;
+            double value;
+        };
+        const double bad = std::numeric_limits<double>::quiet_NaN();
+        std::vector<Spoil> spoils{
+            {"encoder weights of layer 1, feature 7",
+             [](Parameters& p) -> double& { return p.encoder[1][7 * 5 + 2]; }, bad},
+            {"decoder rows of layer 0, feature 8",
+             [](Parameters& p) -> double& { return p.decoder[0][8 * 10 + 9]; }, bad},
+            {"encoder biases of layer 0, feature 3",
+             [](Parameters& p) -> double& { return p.encoder_bias[0][3]; }, -bad}};
+        if (problem.setup.thresholds())
+            spoils.push_back({"thresholds of layer 1, feature 0",
+                              [](Parameters& p) -> double& { return p.log_threshold[1][0]; }, 100});
+        for (const Spoil& spoil : spoils)
+            on_every_grid(problem.setup, [&](GridStep& step) {
+                Parameters spoiled = problem.initial;
+                spoil.number(spoiled) = spoil.value;
+                step.set(spoiled);
+                EXPECT_EQ(step.step().not_finite(), "");  // no update has looked at it
+                const StepResult first = step.train(problem.batches[0], 0, 0.01);
+                if (!first.finite)
+                    return;  // it reached the loss: an active feature's row, or a dense product
+                const std::string found = step.step().not_finite();
+                EXPECT_EQ(found, spoil.said);
+                const StepResult result = step.train(problem.batches[1], 0, 0.01);
+                EXPECT_FALSE(result.finite);
+                EXPECT_TRUE(result.parameters_broken);
+                EXPECT_EQ(result.not_finite, spoil.said);
+                EXPECT_FALSE(step.evaluate(problem.batches[1]).finite);
+            });
+    }
 }
 
 // Fifty steps from bit-equal parameters: the order of float sums is all that differs, so losses

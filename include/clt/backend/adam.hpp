@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "clt/backend/plain.hpp"
 
@@ -18,14 +19,22 @@ struct AdamStep {
     float epsilon = 1e-8F;
     float inverse_root_correction2 = 1;  // 1 / sqrt(1 - beta2^t)
     float gradient_scale = 1;            // clipping
+    // 1 - beta, rounded from double as PyTorch has it: formed in float it is off by 1e-5 at 0.999
+    // and 0 at 0.999999999.
+    float rest1 = 0.1F;
+    float rest2 = 0.001F;
+    // A parameter beyond this counts as not finite.
+    float largest_value = std::numeric_limits<float>::max();
 };
 
-/// p, m, v are updated in place with gradient g.
-CLT_HOST_DEVICE inline void adam_update(const AdamStep& s, float g, float& p, float& m, float& v) {
+/// p, m, v are updated in place with gradient g. Returns whether they are finite: |m| never exceeds
+/// the largest |g| so far, and a g that is not finite shows in v, so m needs no look.
+CLT_HOST_DEVICE inline bool adam_update(const AdamStep& s, float g, float& p, float& m, float& v) {
     g *= s.gradient_scale;
-    m = s.beta1 * m + (1.0F - s.beta1) * g;
-    v = s.beta2 * v + (1.0F - s.beta2) * g * g;
+    m = s.beta1 * m + s.rest1 * g;
+    v = s.beta2 * v + s.rest2 * g * g;
     p = p - s.decay * p - s.step_size * m / (std::sqrt(v) * s.inverse_root_correction2 + s.epsilon);
+    return (std::fabs(p) <= s.largest_value) & (v <= std::numeric_limits<float>::max());
 }
 
 }  // namespace clt

@@ -23,12 +23,14 @@
 
 namespace clt {
 
-/// A parameter with its Adam moments; all three the same shape.
+/// A parameter with its Adam moments; all three the same shape. What writes them sets not_finite[1]
+/// to 1 when one of the numbers it wrote is not finite (see adam_update); empty: nobody asks.
 struct ParamRows {
     Matrix<float> value;
     Matrix<float> moment1;
     Matrix<float> moment2;
     Matrix<Bfloat16> rounded = {};  // value in bfloat16, updated with it; empty where none is kept
+    Span<double> not_finite = {};
 };
 
 /// A factor of the encoder's product. `rounded` holds the same numbers where the backend multiplies

@@ -11,6 +11,9 @@
 
 namespace clt {
 
+/// A log threshold beyond +-this is taken for not finite: its exponential is no normal float32.
+inline constexpr float largest_log_threshold = 87;
+
 /// One array of the model as files see it: global rows [first_row, first_row + rows) are here.
 struct ParamArray {
     std::string name;  // "encoder/layer_0/weight"
@@ -33,8 +36,16 @@ class Params {
     Index local_rows() const { return shape_.layers * features_.size(); }
 
     /// The values were written by other means than backend calls with ParamRows: brings the rounded
-    /// copies up to date.
+    /// copies up to date, and takes all values for finite.
     void values_changed();
+
+    /// [1] 1 when an update has written a number that is not finite (see ParamRows); such a number
+    /// stays, whatever updates follow. On this rank.
+    Span<double> not_finite() { return not_finite_.span(); }
+    /// The first parameter or moment that is not finite over all ranks, as words: "decoder rows of
+    /// layer 0, feature 17"; "" when there is none. Looks at every number, through the host.
+    /// Collective over `all`.
+    std::string find_not_finite(const Communicator& all);
 
     ParamRows encoder(Index layer);  // [F_p, d], and rounded where the backend's encoder wants it
     ParamRows encoder_bias();        // [1, L * F_p]
@@ -52,7 +63,7 @@ class Params {
         Buffer<float> value, moment1, moment2;
     };
     Store make_store(Index size);
-    static ParamRows view(Store& store, Index offset, Index rows, Index cols);
+    ParamRows view(Store& store, Index offset, Index rows, Index cols);
 
     Backend& backend_;
     Shape shape_;
@@ -64,6 +75,7 @@ class Params {
     Store log_threshold_;
     std::vector<Store> decoder_;
     Store decoder_bias_;
+    Buffer<double> not_finite_;
 };
 
 }  // namespace clt

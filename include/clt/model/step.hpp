@@ -34,13 +34,17 @@ struct StepResult {
     double sparsity = 0;
     double preactivation = 0;
     double total = 0;
-    double gradient_norm = 0;           // only with clipping, else 0
-    bool finite = true;                 // false: nothing was updated
+    double gradient_norm = 0;  // only with clipping, else 0
+    bool finite = true;        // false: nothing was updated
+    std::string not_finite;    // then what was not: "the inputs of layer 1", ...
+    /// Then whether it is a parameter or moment: an update before this step broke it, which cannot
+    /// be undone.
+    bool parameters_broken = false;
     std::vector<double> l0;             // [L] mean active features a token
     std::vector<double> squared_error;  // [L] sum over tokens and d of e^2, original units
     double threshold = 0;               // batchtopk: the lowest score kept
-    Index selection_retries = 0;  // so far: steps whose bound was too high, so encode ran again
-    bool dense = false;           // relu, jumprelu: the dense decode ran
+    Index selection_retries = 0;        // 1: the bound carried over was too high, encode ran again
+    bool dense = false;                 // relu, jumprelu: the dense decode ran
 };
 
 class Step {
@@ -53,6 +57,11 @@ class Step {
 
     /// Forward, backward, update. Collective over grid.all(). Throws LibraryError.
     StepResult train(const HostBatch& batch, const StepScalars& scalars);
+
+    /// Which parameter or moment written so far is not finite, "" when all are; to be asked before
+    /// they are kept, as train() reports a broken update one step later. Waits for the updates.
+    /// Collective over grid.all().
+    std::string not_finite();
 
     /// Forward only; adds to the sums and counters below. Collective.
     StepResult evaluate(const HostBatch& batch);

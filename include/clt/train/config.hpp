@@ -116,6 +116,22 @@ struct LogConfig {
     }
 };
 
+struct RunConfig {
+    std::string on_nonfinite = "stop";
+    Index nonfinite_limit = 20;
+
+    template <class V>
+    void fields(V& v) {
+        v("on_nonfinite", on_nonfinite, rule::one_of({"stop", "skip"}) | rule::free(),
+          "When a number is not finite. stop: the run ends (exit code 2) and says what it was; the "
+          "checkpoints stay as they are. skip: a step whose loss or gradient norm is not finite "
+          "changes nothing, and the next batch is taken; a parameter that an update has broken "
+          "ends the run all the same, as that cannot be undone");
+        v("nonfinite_limit", nonfinite_limit, rule::at_least(1) | rule::free(),
+          "skip: so many steps in a row are a diverged run, which ends");
+    }
+};
+
 struct TrainJob {
     JobConfig job;
     GridConfig grid;
@@ -127,6 +143,7 @@ struct TrainJob {
     EvaluationConfig evaluation;
     CheckpointConfig checkpoint;
     LogConfig log;
+    RunConfig run;
 
     template <class V>
     void tables(V& v) {
@@ -140,6 +157,7 @@ struct TrainJob {
         v("evaluation", evaluation, "Held-out evaluation during training");
         v("checkpoint", checkpoint, "What is kept on disk");
         v("log", log, "metrics.jsonl and the live line");
+        v("run", run, "What a run does when something goes wrong");
     }
 
     /// Calls report("table.key", "what is wrong") for values that contradict each other.

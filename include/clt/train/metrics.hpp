@@ -57,6 +57,8 @@ struct Evaluation {
     Index dead_features = 0;                  // sum over layers
     std::vector<Index> log10_density_counts;  // [density_bins] features in each bin
 
+    std::string not_finite;  // the first of the pass: "the inputs of layer 1"; empty: nothing
+
     bool finite() const;
 };
 
@@ -64,7 +66,7 @@ struct Evaluation {
 Evaluation evaluation_of(const Step::EvaluationSums& sums, const Shape& shape);
 
 /// One pass of `source` through the step's forward half. Collective over the step's grid. Throws
-/// UserError when the source has no tokens or yields a NaN.
+/// UserError when the source has no tokens.
 Evaluation evaluate_pass(Step& step, BatchSource& source, const Shape& shape);
 
 /// NMSE of each layer from a step's squared errors [L] (summed over tokens and d) and its targets'

@@ -96,15 +96,18 @@ void CpuBackend::squared_norm(Matrix<const float> m, Span<double> sum) {
 
 void CpuBackend::adam(const AdamStep& step, Matrix<const float> g, ParamRows params) {
     CLT_CHECK(params.value.rows == g.rows && params.value.cols == g.cols);
-#pragma omp parallel for schedule(static)
+    int broken = 0;
+#pragma omp parallel for schedule(static) reduction(| : broken)
     for (Index i = 0; i < g.rows; ++i) {
         const float* gradient = row_of(g, i);
         float* p = row_of(params.value, i);
         float* m = row_of(params.moment1, i);
         float* v = row_of(params.moment2, i);
-#pragma omp simd
-        for (Index j = 0; j < g.cols; ++j) adam_update(step, gradient[j], p[j], m[j], v[j]);
+#pragma omp simd reduction(| : broken)
+        for (Index j = 0; j < g.cols; ++j)
+            broken |= adam_update(step, gradient[j], p[j], m[j], v[j]) ? 0 : 1;
     }
+    if (broken != 0) cpu::raise(params.not_finite);
 }
 
 }  // namespace clt

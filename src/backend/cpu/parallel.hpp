@@ -28,6 +28,11 @@ T ordered_sum(Index n, Term term) {
     return sum;
 }
 
+/// Sets the flag of ParamRows.
+inline void raise(const Span<double>& not_finite) {
+    if (!not_finite.empty()) *raw(not_finite) = 1;
+}
+
 /// Sum of squares of n floats.
 inline double sum_of_squares(const float* x, Index n) {
     double sum = 0;

@@ -93,9 +93,9 @@ void gather_tail(const Rows& rows, Index begin, Index end, float coefficient, co
 }
 
 // One row: a block's gradient is made, then used while it is in the L1. Returns the sum of its
-// squares when nothing is updated.
+// squares when nothing is updated; else sets broken when what it wrote is not finite.
 template <bool dot>
-double visit_row(const Rows& rows, Index row) {
+double visit_row(const Rows& rows, Index row, int& broken) {
     const Index begin = rows.row_start[row];
     const Index end = rows.row_start[row + 1];
     const Index width = rows.params.value.cols;
@@ -107,14 +107,16 @@ double visit_row(const Rows& rows, Index row) {
     float* v = row_of(rows.params.moment2, row);
     alignas(64) float gradient[8 * lanes];
     double squares = 0;
+    int wrote_broken = 0;
     const auto use = [&](Index at, Index n) {
         if (rows.adam == nullptr) {
             squares += cpu::sum_of_squares(gradient, n);
             return;
         }
-#pragma omp simd
+#pragma omp simd reduction(| : wrote_broken)
         for (Index j = 0; j < n; ++j)
-            adam_update(*rows.adam, gradient[j], p[at + j], m[at + j], v[at + j]);
+            wrote_broken |=
+                adam_update(*rows.adam, gradient[j], p[at + j], m[at + j], v[at + j]) ? 0 : 1;
     };
     const Index rest = cpu::for_blocks(width, [&]<int n>(std::integral_constant<int, n>, Index at) {
         gather<n, dot>(rows, begin, end, coefficient, source + at, p + at, gradient);
@@ -125,20 +127,23 @@ double visit_row(const Rows& rows, Index row) {
                          gradient);
         use(rest, width - rest);
     }
+    broken |= wrote_broken;
     return squares;
 }
 
 // of_row: scratch of [rows]. The squares of all rows are added to total where nothing is updated.
 void visit(const Rows& rows, double* of_row, Span<double> total) {
     const Index count = rows.params.value.rows;
-#pragma omp parallel
+    int broken = 0;
+#pragma omp parallel reduction(| : broken)
     {
         const Shard range =
             thread_rows(rows.row_start, count, omp_get_thread_num(), omp_get_num_threads());
         for (Index row = range.begin; row < range.end; ++row)
-            of_row[row] =
-                rows.dot != nullptr ? visit_row<true>(rows, row) : visit_row<false>(rows, row);
+            of_row[row] = rows.dot != nullptr ? visit_row<true>(rows, row, broken)
+                                              : visit_row<false>(rows, row, broken);
     }
+    if (broken != 0) cpu::raise(rows.params.not_finite);
     if (rows.adam != nullptr) return;
     double sum = 0;
     for (Index row = 0; row < count; ++row) sum += of_row[row];

@@ -118,6 +118,7 @@ struct Adam {
     DeviceMatrix<const float> g;
     DeviceMatrix<float> value, moment1, moment2;
     DeviceMatrix<std::uint16_t> rounded;
+    double* not_finite;
 
     template <int width>
     __device__ void run(Index row, Index col) const {
@@ -128,8 +129,10 @@ struct Adam {
         auto p = load<width>(p_at);
         auto m = load<width>(m_at);
         auto v = load<width>(v_at);
+        bool finite = true;
         for (int i = 0; i < width; ++i)
-            adam_update(step, gradient.lane[i], p.lane[i], m.lane[i], v.lane[i]);
+            finite &= adam_update(step, gradient.lane[i], p.lane[i], m.lane[i], v.lane[i]);
+        if (!finite && not_finite != nullptr) *not_finite = 1;
         store(p_at, p);
         store(m_at, m);
         store(v_at, v);
@@ -199,7 +202,7 @@ void squared_norm(DeviceMatrix<const float> m, double* scratch, double* sum, Str
 
 void adam(const AdamStep& step, DeviceMatrix<const float> g, DeviceMatrix<float> value,
           DeviceMatrix<float> moment1, DeviceMatrix<float> moment2,
-          DeviceMatrix<std::uint16_t> rounded, StreamHandle stream) {
+          DeviceMatrix<std::uint16_t> rounded, double* not_finite, StreamHandle stream) {
     const bool rounds = rounded.data != nullptr;
     if (is_one_row(g) && is_one_row(value) && is_one_row(moment1) && is_one_row(moment2) &&
         (!rounds || is_one_row(rounded))) {
@@ -211,8 +214,8 @@ void adam(const AdamStep& step, DeviceMatrix<const float> g, DeviceMatrix<float>
     }
     const bool packed = divides_into_4(g) && divides_into_4(value) && divides_into_4(moment1) &&
                         divides_into_4(moment2) && (!rounds || divides_into_4(rounded));
-    for_each_element(g.rows, g.cols, packed, Adam{step, g, value, moment1, moment2, rounded},
-                     stream);
+    for_each_element(g.rows, g.cols, packed,
+                     Adam{step, g, value, moment1, moment2, rounded, not_finite}, stream);
 }
 
 }  // namespace clt::cuda

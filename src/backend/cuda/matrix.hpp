@@ -25,9 +25,10 @@ Index squared_norm_scratch(Index rows, Index cols);
 /// sum[1]
 void squared_norm(DeviceMatrix<const float> m, double* scratch, double* sum, StreamHandle stream);
 
-/// All of one shape; rounded holds bfloat16, or nothing (null).
+/// All of one shape; rounded holds bfloat16, or nothing (null); not_finite[1]: see ParamRows, may
+/// be null.
 void adam(const AdamStep& step, DeviceMatrix<const float> g, DeviceMatrix<float> value,
           DeviceMatrix<float> moment1, DeviceMatrix<float> moment2,
-          DeviceMatrix<std::uint16_t> rounded, StreamHandle stream);
+          DeviceMatrix<std::uint16_t> rounded, double* not_finite, StreamHandle stream);
 
 }  // namespace clt::cuda

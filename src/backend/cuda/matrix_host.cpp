@@ -36,7 +36,8 @@ void CudaBackend::adam(const AdamStep& step, Matrix<const float> g, ParamRows pa
     CLT_CHECK(is_shaped(params.value) && is_shaped(params.moment1) && is_shaped(params.moment2));
     CLT_CHECK(params.rounded.elements.empty() || is_shaped(params.rounded));
     cuda::adam(step, device_matrix(g), device_matrix(params.value), device_matrix(params.moment1),
-               device_matrix(params.moment2), cuda::device_bits(params.rounded), stream());
+               device_matrix(params.moment2), cuda::device_bits(params.rounded),
+               params.not_finite.empty() ? nullptr : raw(params.not_finite), stream());
 }
 
 }  // namespace clt

@@ -35,6 +35,7 @@ struct RowState {
     float* moment1;
     float* moment2;
     std::uint16_t* rounded;
+    double* not_finite;
 
     struct Moments {
         Pack<width> first, second;
@@ -44,8 +45,8 @@ struct RowState {
         : value(visit.value + row * visit.value_stride),
           moment1(visit.moment1 + row * visit.moment1_stride),
           moment2(visit.moment2 + row * visit.moment2_stride),
-          rounded(visit.rounded == nullptr ? nullptr : visit.rounded + row * visit.rounded_stride) {
-    }
+          rounded(visit.rounded == nullptr ? nullptr : visit.rounded + row * visit.rounded_stride),
+          not_finite(visit.not_finite) {}
 
     __device__ Pack<width> weight(int column) const { return load_once<width>(value + column); }
     __device__ Moments moments(int column) const {
@@ -54,9 +55,12 @@ struct RowState {
     // One Adam step of these columns; their weight and moments have been read before.
     __device__ void update(const AdamStep& adam, int column, const Pack<width>& g, Pack<width> p,
                            Moments state) const {
+        bool finite = true;
 #pragma unroll
         for (int i = 0; i < width; ++i)
-            adam_update(adam, g.lane[i], p.lane[i], state.first.lane[i], state.second.lane[i]);
+            finite &=
+                adam_update(adam, g.lane[i], p.lane[i], state.first.lane[i], state.second.lane[i]);
+        if (!finite && not_finite != nullptr) *not_finite = 1;
         store_once(value + column, p);
         store_once(moment1 + column, state.first);
         store_once(moment2 + column, state.second);

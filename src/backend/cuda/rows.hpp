@@ -28,7 +28,8 @@ struct RowVisit {
     Index moment2_stride = 0;
     std::uint16_t* rounded = nullptr;  // [rows, width] bfloat16; may be null
     Index rounded_stride = 0;
-    bool update = false;  // by `adam`; else squares are summed and nothing else moves
+    double* not_finite = nullptr;  // [1], see ParamRows; may be null
+    bool update = false;           // by `adam`; else squares are summed and nothing else moves
     AdamStep adam;
     double* squares = nullptr;  // [1], where nothing is updated
 };

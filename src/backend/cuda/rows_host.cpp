@@ -38,6 +38,7 @@ cuda::RowVisit visit_of(const ActiveSet& active, Index layer, Index features,
               (rounded.rows == shape.rows && rounded.cols == shape.cols));
     visit.rounded = rounded.data;
     visit.rounded_stride = rounded.stride;
+    visit.not_finite = params.not_finite.empty() ? nullptr : raw(params.not_finite);
     visit.update = adam != nullptr;
     if (visit.update) visit.adam = *adam;
     visit.squares = squares.empty() ? nullptr : raw(squares);
