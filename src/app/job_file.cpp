@@ -12,11 +12,18 @@
 
 #include "app/did_you_mean.hpp"
 #include "clt/base/error.hpp"
+#include "clt/base/utf8.hpp"
 #include "clt/base/version.hpp"
+#include "clt/io/content.hpp"
 #include "clt/io/file.hpp"
 
 namespace clt {
 namespace {
+
+// A job has less than two hundred keys of one point each. What is far beyond is no job, and would
+// exhaust memory or stack.
+constexpr Index most_job_bytes = Index{1} << 20;
+constexpr Index most_points = 1000;
 
 constexpr Index after_the_file = Index{1} << 40;  // --set and missing keys are reported last
 
@@ -30,12 +37,91 @@ struct Given {
 
 using Key = std::pair<std::string, std::string>;  // table, key
 
+/// Points outside of texts and comments. Each may nest a table (a.b.c = 1), and toml++ frees tables
+/// by recursion: a key of 100 kB of points would end the stack.
+Index points_in(std::string_view text) {
+    Index points = 0;
+    std::string_view open;  // the quotes of the text we are in
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (open.empty()) {
+            if (c == '#') {
+                i = std::min(text.find('\n', i), text.size());
+            } else if (c == '"' || c == '\'') {
+                const bool tripled = text.substr(i, 3) == std::string(3, c);
+                open = text.substr(i, tripled ? 3 : 1);
+                i += open.size() - 1;
+            } else if (c == '.') {
+                ++points;
+            }
+        } else if (c == '\\' && open.front() == '"') {
+            ++i;
+        } else if (text.substr(i).starts_with(open)) {
+            i += open.size() - 1;
+            // A text in three quotes may end with two of its own.
+            for (int own = 0; own < 2 && open.size() == 3; ++own)
+                if (i + 1 < text.size() && text[i + 1] == c) ++i;
+            open = {};
+        } else if (c == '\n' && open.size() == 1) {
+            open = {};  // no TOML, as the parser is going to say
+        }
+    }
+    return points;
+}
+
+Index line_of(std::string_view text, std::size_t at) {
+    return 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
+}
+
+/// What the parser would say of in words about characters, or not survive.
+void check_text(std::string_view text, const std::string& name) {
+    if (const auto kind = content_kind(text.substr(0, 512)))
+        user_error("{}: is {}, expected a TOML file in UTF-8", name, *kind);
+    if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos)
+        user_error("{}:{}: has a byte 0, expected a TOML file", name, line_of(text, zero));
+    if (const std::size_t valid = valid_utf8_prefix(text); valid != text.size())
+        user_error("{}:{}: byte 0x{:02X} is not UTF-8; save the file as UTF-8", name,
+                   line_of(text, valid),
+                   static_cast<unsigned>(static_cast<unsigned char>(text[valid])));
+    if (points_in(text) > most_points)
+        user_error("{}: more than {} points outside of texts; expected table.key = value", name,
+                   most_points);
+}
+
+/// The line before `error` where the key or table was given that it calls a redefinition.
+std::optional<Index> first_given(const std::string& text, const toml::parse_error& error) {
+    const std::string words(error.description());
+    if (words.find("redefine") == std::string::npos) return std::nullopt;
+    const std::size_t open = words.find('\'');
+    const std::string key = words.substr(open + 1, words.rfind('\'') - open - 1);
+    // What stands before that line is valid.
+    std::size_t end = 0;
+    for (Index line = 1; line < static_cast<Index>(error.source().begin.line); ++line)
+        end = text.find('\n', end) + 1;
+    const toml::table before = toml::parse(std::string_view(text).substr(0, end));
+    Index latest_table = 0;
+    std::optional<Index> found;
+    for (auto&& [name, node] : before) {
+        const auto table_line = static_cast<Index>(node.source().begin.line);
+        if (name.str() == key) return table_line;
+        if (!node.is_table() || table_line < latest_table) continue;
+        latest_table = table_line;  // the table that `key` stands in is the last one
+        found.reset();
+        for (auto&& [inner, value] : *node.as_table())
+            if (inner.str() == key) found = static_cast<Index>(inner.source().begin.line);
+    }
+    return found;
+}
+
 toml::table parse(const std::string& text, const std::string& name) {
+    check_text(text, name);
     try {
         return toml::parse(text, name);
     } catch (const toml::parse_error& e) {
-        user_error("{}:{}:{}: not valid TOML: {}", name, e.source().begin.line,
-                   e.source().begin.column, std::string(e.description()));
+        const std::optional<Index> first = first_given(text, e);
+        user_error("{}:{}:{}: not valid TOML: {}{}", name, e.source().begin.line,
+                   e.source().begin.column, std::string(e.description()),
+                   first ? fmt::format("; first given in line {}", *first) : "");
     }
 }
 
@@ -151,6 +237,20 @@ class Store {
     const FieldRule& rule_;
 };
 
+std::string trimmed(const std::string& text) {
+    const std::size_t first = text.find_first_not_of(" \t");
+    if (first == std::string::npos) return "";
+    return text.substr(first, text.find_last_not_of(" \t") - first + 1);
+}
+
+/// What to write instead, where that is plain.
+std::string better(const JobField& field, const toml::node& node) {
+    const auto value = node.value_exact<double>();
+    const bool whole = value && *value == std::floor(*value) && std::abs(*value) < 1e15;
+    if (!whole || !std::holds_alternative<Index*>(field.target)) return "";
+    return fmt::format("; write {:.0f}", *value);
+}
+
 /// A value of the command line under the key "value". Typed like TOML; a shell eats quotes, so
 /// texts may come without them.
 toml::table parse_value(const JobField* field, const std::string& value) {
@@ -158,8 +258,9 @@ toml::table parse_value(const JobField* field, const std::string& value) {
     const bool is_quoted = !value.empty() && (value.front() == '"' || value.front() == '\'');
     if (!is_text || is_quoted) {
         try {
-            return toml::parse("value = " + value);
-        } catch (const toml::parse_error&) {  // stays text, which no other type accepts
+            toml::table parsed = parse("value = " + value, "");
+            if (parsed.size() == 1) return parsed;
+        } catch (const UserError&) {  // stays text, which no other type accepts
         }
     }
     return toml::table{{"value", value}};
@@ -217,9 +318,9 @@ class Reader {
         if (equals == std::string::npos || dot == std::string::npos || dot > equals)
             return problems_.add("--set", after_the_file + 1,
                                  fmt::format("{}: expected table.key=value", quoted(text)));
-        const std::string table = text.substr(0, dot);
-        const std::string key = text.substr(dot + 1, equals - dot - 1);
-        const std::string value = text.substr(equals + 1);
+        const std::string table = trimmed(text.substr(0, dot));
+        const std::string key = trimmed(text.substr(dot + 1, equals - dot - 1));
+        const std::string value = trimmed(text.substr(equals + 1));
         const JobTable* known = find_table(tables_, table);
         if (known == nullptr)
             return problems_.add("--set", after_the_file + 1,
@@ -262,9 +363,17 @@ class Reader {
         }
         const Given& given = found->second;
         if (!std::visit(Store(given, field.rule), field.target))
+            problems_.add(
+                given.where, given.line,
+                fmt::format("{}.{} = {}: expected {}{}", table.name, field.name, shown(*given.node),
+                            expectation(field), better(field, *given.node)));
+        // A relative path may lie in a folder with such a name.
+        const std::string text = value_text(field, true);
+        if (valid_utf8_prefix(text) != text.size())
             problems_.add(given.where, given.line,
-                          fmt::format("{}.{} = {}: expected {}", table.name, field.name,
-                                      shown(*given.node), expectation(field)));
+                          fmt::format("{}.{} = {}: is not UTF-8, in which jobs and results are "
+                                      "written; expected another name",
+                                      table.name, field.name, repair_utf8(text)));
     }
 
     const JobSource& source_;
@@ -281,7 +390,7 @@ JobSource load_job_source(const std::string& path, const std::vector<std::string
                           const Communicator& world) {
     JobSource source{path, "", overrides};
     world.together([&] {
-        if (world.rank() == 0) source.text = read_file(path);
+        if (world.rank() == 0) source.text = read_file(path, most_job_bytes);
     });
     source.text = world.broadcast(source.text);
     return source;

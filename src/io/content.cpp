@@ -1,4 +1,4 @@
-#include "io/content.hpp"
+#include "clt/io/content.hpp"
 
 #include <algorithm>
 #include <cctype>

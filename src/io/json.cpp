@@ -9,8 +9,8 @@
 
 #include "clt/base/error.hpp"
 #include "clt/base/utf8.hpp"
+#include "clt/io/content.hpp"
 #include "clt/io/file.hpp"
-#include "io/content.hpp"
 
 namespace clt {
 namespace {

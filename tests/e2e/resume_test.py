@@ -1,5 +1,6 @@
 """How runs go on, from the command line: what may change, which step, forks, and what refuses before it touches a file."""
 import json
+import os
 import shutil
 
 import h5py
@@ -126,6 +127,22 @@ class Resume(harness.Case):
         self.fails(clt("train", job, "--fork", harness.ROOT / "data"), 2, "--fork", "no whole checkpoint")
         self.fails(clt("train", job, "--fork", harness.ROOT / "run", "--set", "model.features=64"), 2, "model.features (64, was 96)")
         self.assertFalse((harness.ROOT / "arguments").exists())
+
+    def test_files_that_are_no_job(self):
+        root = harness.ROOT
+        (root / "large.toml").write_text("# " + "x" * (2 << 20))
+        (root / "points.toml").write_text("a." * 100_000 + "a = 1")
+        (root / "binary.toml").write_bytes((root / "run/checkpoints/step_4.h5").read_bytes()[:4096])
+        for name, words in (
+            ("data", ("folder",)),
+            ("large.toml", ("at most 1048576",)),
+            ("points.toml", ("points",)),
+            ("binary.toml", ("an HDF5 file",)),
+        ):
+            for ranks in (1, 2):
+                self.fails(clt("train", root / name, ranks=ranks), 2, root / name, *words)
+        done = clt("train", train_job("latin1"), "--set", os.fsdecode(b"job.output=caf\xe9"), cwd=root)
+        self.fails(done, 2, "job.output", "is not UTF-8")
 
     def test_evaluation_data_is_opened_at_the_start(self):
         for name, setting, words in (

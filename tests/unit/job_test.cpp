@@ -97,7 +97,12 @@ TEST(Job, ReadsEveryType) {
 TEST(Job, OneProblemOneLine) {
     const std::string type = "jobs/a.toml:4: things.";
     EXPECT_EQ(problems_of("count = \"7\""), type + "count = '7': expected an integer above 0");
-    EXPECT_EQ(problems_of("count = 7.0"), type + "count = 7.0: expected an integer above 0");
+    EXPECT_EQ(problems_of("count = 7.0"),
+              type + "count = 7.0: expected an integer above 0; write 7");
+    EXPECT_EQ(problems_of("count = 7.5"), type + "count = 7.5: expected an integer above 0");
+    EXPECT_EQ(problems_of("count = inf"), type + "count = inf: expected an integer above 0");
+    EXPECT_EQ(problems_of("rate = inf\ncount = 1"),
+              type + "rate = inf: expected a number from 0 to 1");
     EXPECT_EQ(problems_of("count = 0"), type + "count = 0: expected an integer above 0");
     EXPECT_EQ(problems_of("rate = true\ncount = 1"),
               type + "rate = true: expected a number from 0 to 1");
@@ -175,6 +180,100 @@ TEST(Job, OverridesAreTypedAndCheckedLikeTheFile) {
               "--set: \"things.count\": expected table.key=value");
     EXPECT_EQ(problems_of("count = 1", {"things.cuont=3"}),
               "--set: unknown key things.cuont; did you mean count?");
+}
+
+TEST(Job, OverridesThatAShellMakes) {
+    const auto read_with = [](const std::string& override) {
+        return read("count = 1\nfolder = \"x\"", {override}).things;
+    };
+    EXPECT_EQ(read_with("things.folder=").folder, "");
+    EXPECT_EQ(read_with("things.folder=a=b.c").folder, "a=b.c");
+    EXPECT_EQ(read_with("things.folder=\u00fcn\u00ef").folder, "\u00fcn\u00ef");
+    EXPECT_EQ(read_with("things.folder=\"a b\"").folder, "a b");
+    EXPECT_EQ(read_with("things.folder=\"open").folder, "\"open");
+    EXPECT_EQ(read_with("things.count = 3").count, 3);
+    EXPECT_EQ(read_with(" things.folder = a b ").folder, "a b");
+    const std::string set = "--set: ";
+    EXPECT_EQ(problems_of("count = 1", {"things.count="}),
+              set + "things.count = '': expected an integer above 0");
+    EXPECT_EQ(problems_of("count = 1", {"things.count=3\nthings.rate=1"}),
+              set + "things.count = '''3 things.rate=1''': expected an integer above 0");
+    EXPECT_EQ(problems_of("count = 1", {"things.count=64.0"}),
+              set + "things.count = 64.0: expected an integer above 0; write 64");
+    EXPECT_EQ(problems_of("count = 1", {"things.files=x"}),
+              set + "things.files = 'x': expected a list of paths in quotes");
+    EXPECT_EQ(problems_of("count = 1", {"=3"}), set + "\"=3\": expected table.key=value");
+    const std::string latin1 = problems_of("count = 1", {"things.folder=caf\xE9"});
+    EXPECT_TRUE(latin1.starts_with(set + "things.folder = ")) << latin1;
+    EXPECT_NE(latin1.find("is not UTF-8"), std::string::npos) << latin1;
+}
+
+TEST(Job, AKeyGivenTwiceNamesBothLines) {
+    const std::string key = problems_of("count = 1\nrate = 0.5\ncount = 2");
+    EXPECT_TRUE(key.starts_with("jobs/a.toml:6:")) << key;
+    EXPECT_TRUE(key.ends_with("'count'; first given in line 4")) << key;
+    const std::string table = problems_of("count = 1\n[others]\nlength = 3\n[things]\nrate = 1");
+    EXPECT_TRUE(table.starts_with("jobs/a.toml:7:")) << table;
+    EXPECT_TRUE(table.ends_with("'things'; first given in line 3")) << table;
+}
+
+// What editors and mistakes make of a job file. None of it reaches the parser's words on
+// characters.
+TEST(Job, FilesThatAreNoJob) {
+    const auto problems_in = [](const std::string& text) {
+        return problems([&] { read_job<SampleJob>({"a.toml", text, {}}, "sample"); });
+    };
+    const std::string job = "[job]\nkind = \"sample\"\n[things]\ncount = 1\n";
+    EXPECT_EQ(problems_in(job), "nothing thrown");
+    EXPECT_EQ(problems_in("\xEF\xBB\xBF" + job), "nothing thrown");
+    std::string lines;
+    std::string utf16 = "\xFF\xFE";
+    for (const char c : job) {
+        lines += c == '\n' ? "\r\n" : std::string(1, c);
+        utf16 += {c, '\0'};
+    }
+    EXPECT_EQ(problems_in(lines), "nothing thrown");
+    EXPECT_EQ(problems_in(utf16),
+              "a.toml: is UTF-16 text (little endian), expected a TOML file in UTF-8");
+    EXPECT_EQ(problems_in(job + "name = \"caf\xE9\"\n"),
+              "a.toml:5: byte 0xE9 is not UTF-8; save the file as UTF-8");
+    EXPECT_EQ(problems_in(job + std::string("\0", 1)),
+              "a.toml:5: has a byte 0, expected a TOML file");
+    EXPECT_EQ(problems_in("\x89HDF\r\n\x1A\n"),
+              "a.toml: is an HDF5 file, expected a TOML file in UTF-8");
+    EXPECT_NE(problems_in("").find("job.kind is missing"), std::string::npos);
+}
+
+std::string repeated(const std::string& text, int times) {
+    std::string all;
+    for (int i = 0; i < times; ++i) all += text;
+    return all;
+}
+
+// Nesting that would end the stack, in every form that nests.
+TEST(Job, DeepNestingIsRefused) {
+    const auto problems_in = [](const std::string& text) {
+        return problems([&] { read_job<SampleJob>({"a.toml", text, {}}, "sample"); });
+    };
+    constexpr int deep = 100'000;
+    const std::string keys = repeated("a.", deep);
+    for (const std::string& text : {fmt::format("{}a = 1", keys), fmt::format("[{}a]", keys),
+                                    fmt::format("[[{}a]]", repeated("a . ", deep)),
+                                    fmt::format("{}a = 1", repeated("\"a\".", deep)),
+                                    fmt::format("x = {{y = \"\"\"a\"\"\"\"\", {}a = 1}}", keys)})
+        EXPECT_EQ(problems_in(text),
+                  "a.toml: more than 1000 points outside of texts; expected table.key = value")
+            << text.substr(0, 40);
+    for (const char* open : {"[", "{a=", "[{a=", "[[{a=[["}) {
+        const std::string message = problems_in(fmt::format("x = {}", repeated(open, deep)));
+        EXPECT_TRUE(message.starts_with("a.toml:")) << message;
+    }
+    // Points in texts and comments are none.
+    EXPECT_EQ(problems_of(fmt::format("count = 1\nfolder = \"{}\"  # {}", repeated("../", 500),
+                                      repeated("...", 500))),
+              "nothing thrown");
+    const std::string set = problems_of("count = 1", {fmt::format("things.count={{{}a=1}}", keys)});
+    EXPECT_NE(set.find("things.count = "), std::string::npos) << set;
 }
 
 TEST(Job, PathsStartAtTheJobFile) {

@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "clt/base/error.hpp"
+#include "clt/io/content.hpp"
 #include "clt/io/file.hpp"
-#include "io/content.hpp"
 #include "support/scratch.hpp"
 
 namespace clt {
