@@ -463,6 +463,34 @@ TEST_F(TrainerTest, GoesBackToAStep) {
     EXPECT_TRUE(fs::exists(folder + "/checkpoints/superseded-2/step_20.h5"));
 }
 
+TEST_F(TrainerTest, ARunWhoseCheckpointsAreAllDamagedIsNotStartedOver) {
+    TrainJob job = small_job(6);
+    job.checkpoint.interval = 3;
+    const std::string folder = scratch_ / "a";
+    ASSERT_EQ(run(folder, job, whole_world()), 0);
+    const std::string metrics = read_file(folder + "/metrics.jsonl");
+    world_.barrier();
+    if (world_.rank() == 0)
+        for (const char* name : {"/checkpoints/step_3.h5", "/checkpoints/step_6.h5"})
+            fs::resize_file(folder + name, fs::file_size(folder + name) / 2);
+    world_.barrier();
+    Variation variation;
+    variation.resume = true;
+    const std::string message =
+        message_of<UserError>([&] { run(folder, job, whole_world(), variation); });
+    EXPECT_NE(message.find(folder + "/checkpoints"), std::string::npos) << message;
+    EXPECT_EQ(read_file(folder + "/metrics.jsonl"), metrics);
+    EXPECT_EQ(checkpoints(folder), (std::vector<std::string>{"step_3.h5", "step_6.h5"}));
+    world_.barrier();
+    // Without any it begins again; what it had logged is not lost.
+    if (world_.rank() == 0) fs::remove_all(folder + "/checkpoints");
+    world_.barrier();
+    ASSERT_EQ(run(folder, job, whole_world(), variation), 0);
+    EXPECT_EQ(losses(folder).size(), 6U);
+    EXPECT_EQ(read_file(folder + "/checkpoints/superseded-1/metrics.jsonl"), metrics);
+    EXPECT_TRUE(fs::exists(folder + "/checkpoints/superseded-1/results.json"));
+}
+
 TEST_F(TrainerTest, AStepNeedsARunToGoBackIn) {
     Variation variation;
     variation.resume_step = 4;
