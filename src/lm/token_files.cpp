@@ -93,12 +93,18 @@ Layout numpy_layout(const std::string& path, ByteStream& stream) {
         user_error("{}: shape ({}), expected one or two dimensions", path, list);
     if (shape.size() == 2 && header.find("'fortran_order': True") != std::string::npos)
         user_error("{}: in column order, expected row order (numpy.ascontiguousarray)", path);
-    layout.ids = shape.size() == 2 ? shape[0] * shape[1] : shape[0];
+    layout.ids = 1;
+    bool fits = true;
+    for (const Index extent : shape)
+        fits = fits && !__builtin_mul_overflow(layout.ids, extent, &layout.ids);
     layout.row_ids = shape.size() == 2 ? shape[1] : 0;
+    Index id_bytes = 0;
+    fits = fits && !__builtin_mul_overflow(layout.ids, layout.bytes, &id_bytes);
+    if (!fits) user_error("{}: shape ({}) takes more bytes than any file has", path, list);
     const auto size = size_of_file(path);
-    if (size < layout.header_bytes + layout.ids * layout.bytes)
+    if (size - layout.header_bytes < id_bytes)
         user_error("{}: {} bytes, expected {} for shape ({})", path, size,
-                   layout.header_bytes + layout.ids * layout.bytes, list);
+                   layout.header_bytes + id_bytes, list);
     return layout;
 }
 

@@ -228,6 +228,11 @@ TEST(Documents, EveryDamageIsOneSentence) {
               ": element type \"<f4\", expected \"<u2\" or \"<u4\" (uint16, uint32)");
     EXPECT_EQ(refusal("a.npy", npy("<u2", "(2,)", "ab")),
               ": 130 bytes, expected 132 for shape (2,)");
+    // 2^64 ids: as 64-bit integers multiply, none.
+    EXPECT_EQ(refusal("a.npy", npy("<u2", "(4294967296, 4294967296)", "")),
+              ": shape (4294967296, 4294967296) takes more bytes than any file has");
+    EXPECT_EQ(refusal("a.npy", npy("<u4", "(4611686018427387904,)", "")),
+              ": shape (4611686018427387904,) takes more bytes than any file has");
     EXPECT_EQ(refusal("a.npy", npy("<u2", "(1, 1, 1)", "ab")),
               ": shape (1, 1, 1), expected one or two dimensions");
     EXPECT_EQ(refusal("a.npy", npy("<u2", "(1, 1)", "ab", "True")),
