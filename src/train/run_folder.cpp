@@ -36,11 +36,30 @@ std::string checkpoint_name(Index step) {
     return fmt::format("step_{}.h5", step);
 }
 
-// A run exists as soon as it has logged a step; a folder with anything else in it is fine.
-bool holds_run(const RunFolder& folder) {
+bool has_logged(const RunFolder& folder) {
     std::error_code code;
     const auto bytes = fs::file_size(folder.metrics_file(), code);
-    return (!code && bytes > 0) || !steps_in(folder.checkpoints).empty();
+    return !code && bytes > 0;
+}
+
+// A run exists as soon as it has logged a step; a folder with anything else in it is fine.
+bool holds_run(const RunFolder& folder) {
+    return has_logged(folder) || !steps_in(folder.checkpoints).empty();
+}
+
+// One of several checkpoints that cannot be read is passed over; when none can, the run is not
+// thrown away for that.
+void refuse_to_start_over(const RunFolder& folder, const Communicator& all) {
+    all.together([&] {
+        if (all.rank() != 0) return;
+        const std::vector<Index> steps = steps_in(folder.checkpoints);
+        if (!steps.empty())
+            user_error(
+                "none of the checkpoints in {} (step {}) can be used, as said above: expected a "
+                "whole one; move them away to start anew",
+                folder.checkpoints, fmt::join(steps, ", "));
+    });
+    log_info("no checkpoint in {} yet: the run starts anew", folder.checkpoints);
 }
 
 // What the shapes of learning rate and sparsity follow when [schedule] changed.
@@ -133,24 +152,26 @@ void rename_into(const std::string& file, const std::string& folder) {
     if (code) user_error("{}: cannot be moved to {}: {}", file, folder, code.message());
 }
 
-// The newest first, so that what is left when this is cut off still is one run's line of steps.
-void set_aside_newer(const RunFolder& folder) {
+// What tells of steps after the one the run goes on from; when it starts anew, of any step. The
+// newest checkpoint first, so that what is left when this is cut off still is one line of steps.
+void set_aside_superseded(const RunFolder& folder) {
+    const bool resumed = folder.start && !folder.fork;
+    const Index done = resumed ? folder.start->step : -1;
     std::vector<Index> newer = steps_in(folder.checkpoints);
-    std::erase_if(newer, [&](Index step) { return step <= folder.start->step; });
-    if (newer.empty()) return;
+    std::erase_if(newer, [&](Index step) { return step <= done; });
+    if (newer.empty() && (resumed || !has_logged(folder))) return;
     std::string aside;
     std::error_code code;
     for (Index k = 1; aside.empty() || fs::exists(aside); ++k)
         aside = fmt::format("{}/superseded-{}", folder.checkpoints, k);
     fs::create_directory(aside, code);
     if (code) user_error("{}: cannot be made: {}", aside, code.message());
-    if (fs::exists(folder.metrics_file()))
-        write_file(aside + "/metrics.jsonl", read_file(folder.metrics_file()));
+    if (has_logged(folder)) write_file(aside + "/metrics.jsonl", read_file(folder.metrics_file()));
     if (fs::exists(folder.results_file())) rename_into(folder.results_file(), aside);
     for (const Index step : newer)
         rename_into(folder.checkpoints + "/" + checkpoint_name(step), aside);
-    log_info("going on behind step {}: what the run had beyond it is now in {} (checkpoint{} {})",
-             folder.start->step, aside, newer.size() == 1 ? "" : "s", fmt::join(newer, ", "));
+    log_info("what {} had beyond step {} is now in {}{}{}", folder.path, std::max<Index>(done, 0),
+             aside, newer.empty() ? "" : ": the checkpoints of step ", fmt::join(newer, ", "));
 }
 
 }  // namespace
@@ -185,7 +206,7 @@ RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOp
             judge_changes(folder, job, options);
             return folder;
         }
-        log_info("no checkpoint in {} yet: the run starts anew", folder.checkpoints);
+        refuse_to_start_over(folder, all);
     } else if (options.resume_step) {
         user_error("--resume-step {}: [job] output = {} holds no run", *options.resume_step,
                    folder.path);
@@ -196,10 +217,9 @@ RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOp
 }
 
 void take_over(const RunFolder& folder, const TrainJob& job, const TrainOptions& options) {
-    const bool resumed = folder.start && !folder.fork;
-    if (resumed) set_aside_newer(folder);
+    set_aside_superseded(folder);
     // Of an earlier end: a reader must not take it for this run's.
-    if (!resumed || folder.start->step < job.schedule.steps) {
+    if (folder.fork || !folder.start || folder.start->step < job.schedule.steps) {
         std::error_code code;
         fs::remove(folder.results_file(), code);
         if (code) user_error("{}: cannot be removed: {}", folder.results_file(), code.message());
