@@ -1,5 +1,6 @@
 #!/bin/bash
-# Stops what start.sh started in DIR, and nothing else: the processes named by its pid files.
+# Stops what start.sh started in DIR, and nothing else: the processes named by its pid files, and
+# the steps of its jobs.
 # usage: stop.sh DIR
 set -uo pipefail
 
@@ -33,4 +34,9 @@ scancel --user=root 2>/dev/null
 wait_for no_jobs
 stop "$dir"/slurmctld.pid "$dir"/slurmd.*.pid
 stop "$dir"/munged.pid  # the others still sign their last messages
+# Steps that a killed slurmd or a slow end left behind: nothing else has this configuration.
+left=$(grep -lz "^SLURM_CONF=$dir/slurm.conf$" /proc/[0-9]*/environ 2>/dev/null | grep -o '[0-9]*')
+for pid in $left; do
+    [ "$pid" -eq $$ ] || [ "$pid" -eq "$PPID" ] || kill -KILL "$pid" 2>/dev/null
+done
 exit 0
