@@ -134,7 +134,7 @@ void Selection::run_ranked(const EncoderOperand& x, const Problem& problem,
         backend_.zero(candidates_.size.span());
     } else if (per_token()) {
         cut(problem, collectives_.feature.get());
-    } else if (found > budget) {  // fewer than asked for: all are kept
+    } else if (found >= budget) {  // fewer than asked for: all are kept
         cut(problem, collectives_.all.get());
         threshold_is_new_ = true;
     }

@@ -115,6 +115,20 @@ TEST_F(StepCases, ABoundThatLetsTooManyThroughChangesNothing) {
     });
 }
 
+// A bound carried over may let through just what is kept: then, too, the threshold is the smallest
+// score kept, as in a step that carries nothing (a resumed run would log another one).
+TEST_F(StepCases, ABoundThatLetsThroughJustTheBudgetGivesTheThreshold) {
+    for (int seed = 0; seed < 8; ++seed) {
+        Problem problem =
+            random_problem({"batchtopk", "batchtopk", 1}, {2, 4, 6}, 5, 1, 660 + seed);
+        on_every_grid(problem.setup, [&](GridStep& step) {
+            step.set(problem.initial);
+            const double fresh = step.evaluate(problem.batches[0]).threshold;
+            EXPECT_EQ(step.evaluate(problem.batches[0]).threshold, fresh) << "seed " << seed;
+        });
+    }
+}
+
 // How many entries pass is not known before the first batch.
 TEST_F(StepCases, RoomForUnrankedEntriesGrows) {
     Problem problem = random_problem({"relu_sparse", "relu"}, {2, 4, 8'000}, 16, 1, 660);
