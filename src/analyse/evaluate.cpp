@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "clt/base/log.hpp"
+#include "clt/base/stop.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/base/version.hpp"
 #include "clt/data/sources.hpp"
@@ -66,7 +67,7 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     const ProcessGrid grid(world, job.grid);
     const Communicator& all = grid.all();
     const CheckpointInfo checkpoint = find_checkpoint(job.evaluate.checkpoint, all);
-    const std::unique_ptr<BatchSource> source =
+    std::unique_ptr<BatchSource> source =
         make_evaluation_source(job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all",
                                grid, backend, workers);
     if (source == nullptr)
@@ -74,6 +75,7 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
             "[evaluate] rows = \"heldout\", but nothing is held out: set [data] holdout_fraction "
             "as in training or evaluation_path, or rows = \"all\"");
     check_fit(job, checkpoint, *source);
+    all.stop_point("the data was opened");
     all.together([&] {
         if (all.rank() == 0) make_writable_folder(job.job.output);
     });
@@ -89,18 +91,25 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     const LossConfig loss;
     Step step(backend, grid, params, checkpoint.model, loss, source->error_scale(),
               job.data.batch_tokens);
-    Evaluation evaluation = evaluate_pass(step, *source, checkpoint.shape);
-    if (!evaluation.not_finite.empty())
+    const std::optional<Evaluation> evaluation =
+        evaluate_pass(step, *source, checkpoint.shape, all);
+    source.reset();
+    if (!evaluation) stopped_while("a checkpoint was judged");
+    if (!evaluation->not_finite.empty())
         user_error("[data] path = {}: a number is not finite: {}; clt inspect --verify says where",
-                   job.data.path, evaluation.not_finite);
+                   job.data.path, evaluation->not_finite);
 
     all.together([&] {
         if (all.rank() != 0) return;
-        write_results(job, checkpoint, evaluation, watch.seconds(), grid, backend);
-        fmt::print("{} tokens, checkpoint {}\n{}", evaluation.tokens, checkpoint.path,
-                   table_of(evaluation));
+        write_results(job, checkpoint, *evaluation, watch.seconds(), grid, backend);
+        try {
+            print_answer(fmt::format("{} tokens, checkpoint {}\n{}", evaluation->tokens,
+                                     checkpoint.path, table_of(*evaluation)));
+        } catch (const UserError& e) {
+            log_warning("{}; the results are in {}/results.json", e.what(), job.job.output);
+        }
     });
-    return evaluation;
+    return *evaluation;
 }
 
 }  // namespace clt

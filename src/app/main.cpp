@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <omp.h>
 
-#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -11,6 +10,8 @@
 #include "app/help.hpp"
 #include "app/threads.hpp"
 #include "clt/base/error.hpp"
+#include "clt/base/log.hpp"
+#include "clt/base/stop.hpp"
 #include "clt/base/version.hpp"
 #include "clt/comm/communicator.hpp"
 
@@ -34,12 +35,14 @@ Failure current_failure() {
         return {2, e.what()};
     } catch (const LibraryError& e) {
         return {3, e.what()};
+    } catch (const Stopped& e) {
+        return {exit_interrupted, e.what()};
     } catch (const std::exception& e) {
         return {4, fmt::format("{} (this is a bug in clt {})", e.what(), revision())};
     }
 }
 
-/// Every line of the message with the program's name, in one write: ranks share stderr.
+/// Every line of the message with the program's name, all at once: ranks share stderr.
 void report(const std::string& message, const std::string& prefix) {
     std::string text = prefix;
     for (const char c : message) {
@@ -47,30 +50,30 @@ void report(const std::string& message, const std::string& prefix) {
         if (c == '\n') text += prefix;
     }
     text += '\n';
-    std::fputs(text.c_str(), stderr);
+    log_text(text);
 }
 
 /// What needs neither MPI nor a job: help and version. Returns false when it is none of these.
 bool answered_at_once(const std::vector<std::string>& words) {
     const auto is_help = [](const std::string& word) { return word == "--help" || word == "-h"; };
     if (words.empty() || is_help(words[0])) {
-        fmt::print("{}", general_help());
+        print_answer(general_help());
     } else if (words[0] == "--version") {
-        fmt::print("clt {} ({})\n", version(), revision());
+        print_answer(fmt::format("clt {} ({})\n", version(), revision()));
     } else if (words[0] == "help") {
         const bool markdown = words.back() == "--markdown";
         const std::size_t names = words.size() - 1 - (markdown ? 1 : 0);
         if (names > 1) user_error("clt help takes one command, not {}", names);
         if (names == 0)
-            fmt::print("{}", markdown ? full_reference_markdown() : general_help());
+            print_answer(markdown ? full_reference_markdown() : general_help());
         else if (!markdown)
-            fmt::print("{}", command_help(find_command(words[1])));
+            print_answer(command_help(find_command(words[1])));
         else if (const Command& command = find_command(words[1]); !command.job_kind.empty())
-            fmt::print("{}", job_reference_markdown(command));
+            print_answer(job_reference_markdown(command));
         else
             user_error("clt {} reads no job file, so there is no table of its keys", words[1]);
     } else if (words.size() == 2 && is_help(words[1])) {
-        fmt::print("{}", command_help(find_command(words[0])));
+        print_answer(command_help(find_command(words[0])));
     } else {
         return false;
     }
@@ -80,6 +83,9 @@ bool answered_at_once(const std::vector<std::string>& words) {
 int run_command(const std::vector<std::string>& words, const Communicator& world,
                 Workers& workers) {
     const Command& command = find_command(words[0]);
+    // A command that runs a job of its own kind looks at the flag wherever it may take long.
+    if (command.job_kind != command.name) end_at_first_signal();
+    world.stop_point("the job started");
     const Arguments arguments(command.name, {words.begin() + 1, words.end()}, command.options,
                               command.positional);
     const auto threads = arguments.positive_integer("threads");
@@ -110,6 +116,8 @@ int run_on_ranks(const std::vector<std::string>& words) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    take_stop_signals();
+    open_standard_streams();
     try {
         const std::vector<std::string> words(argv + 1, argv + argc);
         if (answered_at_once(words)) return 0;

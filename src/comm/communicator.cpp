@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "clt/base/stop.hpp"
 #include "clt/base/stopwatch.hpp"
 
 namespace clt {
@@ -14,7 +15,7 @@ namespace {
 // MPI counts are int; blocks of 2^30 bytes stay below it with room for alignment.
 constexpr Index max_count = Index{1} << 30;
 
-enum class Kind : int { none = 0, user = 1, library = 2, internal = 3 };
+enum class Kind : int { none = 0, user = 1, library = 2, internal = 3, stopped = 4 };
 
 struct Failure {
     Kind kind = Kind::none;
@@ -29,6 +30,8 @@ Failure describe(const std::exception_ptr& failure) {
         return {Kind::user, e.what()};
     } catch (const LibraryError& e) {
         return {Kind::library, e.what()};
+    } catch (const Stopped& e) {
+        return {Kind::stopped, e.what()};
     } catch (const std::exception& e) {
         return {Kind::internal, e.what()};
     } catch (...) {
@@ -70,6 +73,7 @@ MpiSession::~MpiSession() {
 }
 
 void MpiSession::abort(int exit_code) {
+    do_last_acts();
     MPI_Abort(MPI_COMM_WORLD, exit_code);
     std::_Exit(exit_code);
 }
@@ -144,6 +148,14 @@ bool Communicator::agree(bool ok) const {
     return all_reduce_min(std::int32_t{ok ? 1 : 0}) == 1;
 }
 
+bool Communicator::stop_requested_anywhere() const {
+    return all_reduce_max(std::int32_t{stop_requested() ? 1 : 0}) != 0;
+}
+
+void Communicator::stop_point(const std::string& doing) const {
+    if (stop_requested_anywhere()) stopped_while(doing);
+}
+
 void Communicator::throw_together(const std::exception_ptr& failure) const {
     const Failure own = describe(failure);
     const std::int32_t first = all_reduce_min(own.kind == Kind::none ? size_ : rank_);
@@ -155,6 +167,8 @@ void Communicator::throw_together(const std::exception_ptr& failure) const {
             throw UserError(message);
         case Kind::library:
             throw LibraryError(message);
+        case Kind::stopped:
+            throw Stopped(message);
         default:
             throw InternalError(message);
     }

@@ -12,6 +12,7 @@
 #include <filesystem>
 
 #include "clt/base/error.hpp"
+#include "clt/base/log.hpp"
 #include "io/descriptor.hpp"
 
 namespace clt {
@@ -96,12 +97,14 @@ void make_writable_folder(const std::string& path) {
 }
 
 JsonLines::JsonLines(const std::string& path, std::optional<Index> keep_bytes) : path_(path) {
-    descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (descriptor_ < 0) file_error(path_, "written");
     const off_t length = ::lseek(descriptor_, 0, SEEK_END);
     // A file shorter than the checkpoint remembers lost its tail with the machine: what is there
-    // stays.
+    // stays, save half a line.
     bytes_ = std::min(static_cast<Index>(length), keep_bytes.value_or(0));
+    char last = '\n';
+    while (bytes_ > 0 && ::pread(descriptor_, &last, 1, bytes_ - 1) == 1 && last != '\n') --bytes_;
     if (length < 0 || ::ftruncate(descriptor_, bytes_) != 0) {
         const int why = errno;
         ::close(descriptor_);
@@ -116,17 +119,28 @@ JsonLines::~JsonLines() {
 
 void JsonLines::write(const std::string& object) {
     const std::string line = object + '\n';
+    // A full disk takes a part of the line: take it back, so that every line is whole.
+    if (torn_) torn_ = ::ftruncate(descriptor_, bytes_) != 0;
     ssize_t put = -1;
-    do put = ::write(descriptor_, line.data(), line.size());
-    while (put < 0 && errno == EINTR);
-    if (put != static_cast<ssize_t>(line.size())) {
-        // A full disk takes a part of the line: take it back, so that every line is whole.
-        const int why = put < 0 ? errno : ENOSPC;
-        if (put > 0 && ::ftruncate(descriptor_, bytes_) != 0) errno = why;
-        errno = why;
-        file_error(path_, "written");
+    while (!torn_ && put < 0) {
+        put = ::write(descriptor_, line.data(), line.size());
+        if (put < 0 && errno != EINTR) break;
     }
-    bytes_ += put;
+    if (put == static_cast<ssize_t>(line.size())) {
+        bytes_ += put;
+        lost_ = 0;
+        return;
+    }
+    const int why = put < 0 ? errno : ENOSPC;
+    if (put > 0) torn_ = ::ftruncate(descriptor_, bytes_) != 0;
+    if (lost_++ == 0)
+        log_warning("{}: cannot be written: {}; records are lost until it can", path_,
+                    std::strerror(why));
+}
+
+void JsonLines::sync() {
+    if (::fsync(descriptor_) != 0)
+        log_warning("{}: cannot be written: {}; records may be lost", path_, std::strerror(errno));
 }
 
 }  // namespace clt

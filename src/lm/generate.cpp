@@ -276,6 +276,7 @@ GenerateResult generate(const GenerateJob& job, Backend& backend, const Communic
         if (needs_tokenizer(job.text)) tokenizer.emplace(job.model.path + "/tokenizer.json");
         origin = provenance(job, tokenizer ? &*tokenizer : nullptr);
     });
+    world.stop_point("the language model was read");
     DatasetWriter writer(writer_config(job, model->config(), origin), world);
     if (writer.complete()) {
         log_info("{}: is complete with {} tokens", job.job.output, writer.tokens());
@@ -290,7 +291,7 @@ GenerateResult generate(const GenerateJob& job, Backend& backend, const Communic
     Progress progress(writer.tokens(), job.data.target_tokens);
     std::vector<float> rows;
     while (job.data.target_tokens == 0 || writer.tokens() < job.data.target_tokens) {
-        if (!world.agree(!(stop && stop()))) return {false, writer.tokens()};
+        if (!world.agree(!stop())) return {false, writer.tokens()};
         const Index begin = writer.tokens();
         Index end = begin + job.data.chunk_tokens;
         if (job.data.target_tokens > 0) end = std::min(end, job.data.target_tokens);
@@ -298,6 +299,7 @@ GenerateResult generate(const GenerateJob& job, Backend& backend, const Communic
         end = std::min(end, stream.end());
         if (end <= begin) break;
         rows.clear();
+        bool stopped = false;
         world.together([&] {
             const std::vector<Batch> batches =
                 make_batches(stream.sequences(), end, job.data.batch_tokens);
@@ -313,11 +315,13 @@ GenerateResult generate(const GenerateJob& job, Backend& backend, const Communic
             rows.reserve(static_cast<std::size_t>(
                 rows_of(stream.sequences(), batches, mine, {begin, end}) * generator.row_width()));
             for (Index i = mine.begin; i < mine.end; ++i) {
+                if ((stopped = stop())) break;
                 generator.run(stream, batches[static_cast<std::size_t>(i)], {begin, end}, rows);
                 // The other ranks are about as far.
                 progress.report(begin + (end - begin) * (i + 1 - mine.begin) / mine.size(), false);
             }
         });
+        if (!world.agree(!stopped)) return {false, writer.tokens()};
         writer.write_chunk(rows, "");
         progress.report(writer.tokens(), true);
     }

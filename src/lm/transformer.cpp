@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "clt/base/stop.hpp"
 #include "lm/model_description.hpp"
 #include "lm/tensor_files.hpp"
 
@@ -66,6 +67,7 @@ class TransformerLoader {
 
   private:
     Buffer<float> tensor(const std::string& name, const std::vector<Index>& shape) {
+        stop_point("the language model was read");
         const std::vector<float> values = files_.read(name, shape);
         Buffer<float> buffer(model_.backend_->memory(), static_cast<Index>(values.size()),
                              Purpose::language_model);

@@ -138,6 +138,7 @@ CheckpointState read_checkpoint(const std::string& path, Backend& backend, const
     Staging memory;
     const auto read = [&](const auto& parts) {
         for (const auto& part : parts) {
+            all.stop_point("a checkpoint was read");
             sums.push_back(read_part(file, backend, grid, part, memory));
             names.push_back(part.name);
         }

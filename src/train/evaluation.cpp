@@ -106,10 +106,12 @@ Evaluation evaluation_of(const Step::EvaluationSums& sums, const Shape& shape) {
     return all;
 }
 
-Evaluation evaluate_pass(Step& step, BatchSource& source, const Shape& shape) {
+std::optional<Evaluation> evaluate_pass(Step& step, BatchSource& source, const Shape& shape,
+                                        const Communicator& all) {
     step.reset_evaluation();
     std::string not_finite;
     for (HostBatch batch = source.next(); batch.tokens > 0; batch = source.next()) {
+        if (all.stop_requested_anywhere()) return std::nullopt;
         StepResult result = step.evaluate(batch);
         if (not_finite.empty()) not_finite = std::move(result.not_finite);
     }

@@ -96,6 +96,7 @@ std::string to_json(const TrainingRecord& record) {
     Json stages = Json::object();
     for (const auto& [name, seconds] : record.stages_s) stages[name] = seconds;
     j["stages_s"] = std::move(stages);
+    if (record.records_lost > 0) j["records_lost"] = record.records_lost;
     if (record.evaluation) j["evaluation"] = json_of(*record.evaluation);
     return j.dump();
 }

@@ -6,13 +6,13 @@
 
 #include "clt/base/checksum.hpp"
 #include "clt/base/log.hpp"
+#include "clt/base/stop.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/base/version.hpp"
 #include "clt/io/file.hpp"
 #include "clt/train/metrics.hpp"
 #include "clt/train/optimizer.hpp"
 #include "clt/train/run_state.hpp"
-#include "clt/train/signals.hpp"
 #include "train/schedule.hpp"
 
 namespace clt {
@@ -45,7 +45,7 @@ class Run {
     void require_finite_parameters();
     std::optional<Evaluation> evaluate();
     TrainingRecord describe(const StepResult& result);
-    void publish(const TrainingRecord& record);
+    void publish(TrainingRecord record);
     void save(const std::optional<Evaluation>& evaluation);
     void write_results(const std::optional<Evaluation>& evaluation);
     bool leads() const { return all_.rank() == 0; }
@@ -130,7 +130,6 @@ void Run::load_start() {
 }
 
 int Run::execute() {
-    const InterruptFlag interrupt;
     // A fork stands alone from its first moment: --resume finds all of it in its own folder.
     if (folder_.fork) save(std::nullopt);
     std::optional<Evaluation> evaluation;
@@ -149,7 +148,7 @@ int Run::execute() {
         }
         react_to_not_finite(result);
 
-        const bool stop = all_.all_reduce_max(interrupt.raised() ? 1 : 0) != 0 && !last;
+        const bool stop = all_.stop_requested_anywhere() && !last;
         if (checkpoint || stop) save(checkpoint ? evaluation : std::nullopt);
         if (stop) {
             log_info("stopped by a signal after step {}; --resume goes on from here", state_.step);
@@ -157,6 +156,10 @@ int Run::execute() {
         }
     }
     if (!evaluation) evaluation = evaluate();  // a resume of a complete run
+    if (!evaluation && all_.stop_requested_anywhere()) {
+        log_info("stopped by a signal before the last evaluation; --resume goes on from here");
+        return exit_interrupted;
+    }
     write_results(evaluation);
     return 0;
 }
@@ -222,7 +225,7 @@ std::optional<Evaluation> Run::evaluate() {
     require_finite_parameters();
     const std::unique_ptr<BatchSource> source = sources_.open_evaluation();
     if (source == nullptr) return std::nullopt;
-    Evaluation evaluation = evaluate_pass(step_, *source, shape_);
+    std::optional<Evaluation> evaluation = evaluate_pass(step_, *source, shape_, all_);
     step_.take_stage_seconds();  // they are not the training step's
     return evaluation;
 }
@@ -257,12 +260,12 @@ TrainingRecord Run::describe(const StepResult& result) {
     return record;
 }
 
-void Run::publish(const TrainingRecord& record) {
-    all_.together([&] {
-        if (!leads()) return;
+void Run::publish(TrainingRecord record) {
+    if (leads()) {
+        record.records_lost = metrics_->lost();
         metrics_->write(to_json(record));
         state_.metrics_bytes = metrics_->bytes();
-    });
+    }
     const double left_s = leg_step_s_ / static_cast<double>(leg_steps_) *
                           static_cast<double>(job_.schedule.steps - state_.step);
     log_live(live_line(record, job_.schedule.steps, left_s));
@@ -271,6 +274,7 @@ void Run::publish(const TrainingRecord& record) {
 // evaluation: of this very step, when the checkpoint is to compete for the best.
 void Run::save(const std::optional<Evaluation>& evaluation) {
     require_finite_parameters();
+    if (leads()) metrics_->sync();
     if (evaluation && job_.checkpoint.keep_best && evaluation->finite() &&
         (state_.best_step == 0 || evaluation->nmse < state_.best_nmse)) {
         state_.best_step = state_.step;

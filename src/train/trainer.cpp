@@ -15,6 +15,7 @@ void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& 
     describe_backend(backend, query);
     const StepCost cost = step_cost(query);
     check_memory(cost, backend, grid.all());
+    grid.all().stop_point("the data was opened");
     log_info("memory: {}", memory_summary(cost));
 }
 
@@ -44,6 +45,7 @@ int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
     };
     check_evaluation(job, sources);
     const Shape shape{sources.training->layers(), sources.training->d_model(), job.model.features};
+    grid.all().stop_point("the data was opened");
     const RunFolder folder = open_run_folder(job, shape, options, grid.all());
     return run_training(job, options, folder, std::move(sources), backend, grid);
 }

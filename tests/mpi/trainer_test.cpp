@@ -4,12 +4,12 @@
 
 #include <bit>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "clt/base/stop.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 #include "clt/model/step.hpp"
@@ -118,10 +118,10 @@ class TrainerTest : public testing::Test {
         return names;
     }
 
-    /// Raises a signal on one rank when batch `number` is fetched.
-    static ReplaySource::Hook signal_at(Index number, int signal, bool here) {
+    /// What a signal to one rank does, when batch `number` is fetched.
+    static ReplaySource::Hook signal_at(Index number, bool here) {
         return [=](Index batch) {
-            if (here && batch == number) std::raise(signal);
+            if (here && batch == number) request_stop();
         };
     }
 
@@ -134,6 +134,7 @@ class TrainerTest : public testing::Test {
   private:
     int run_on(const Communicator& part, const std::string& folder, TrainJob job, Grid shape_,
                const Variation& variation) {
+        forget_stop_request();
         const std::unique_ptr<Backend> backend = test::make_test_backend(part);
         const ProcessGrid grid(part, shape_.data, shape_.feature);
         TrainOptions options;
@@ -244,29 +245,27 @@ TEST_F(TrainerTest, ARunRepeatsBitForBit) {
 TEST_F(TrainerTest, ASignalThenResumeEqualsAnUninterruptedRun) {
     const TrainJob job = small_job(33);
     ASSERT_EQ(run(scratch_ / "straight", job, whole_world()), 0);
-    for (const int signal : {SIGUSR1, SIGTERM}) {
-        const std::string folder = scratch_ / fmt::format("signal_{}", signal);
-        Variation variation;
-        variation.resume = true;  // a requeued job always passes it, the first time too
-        variation.hook = signal_at(12, signal, world_.rank() == world_.size() - 1);
-        EXPECT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
-        EXPECT_EQ(losses(folder).size(), 13U);
-        EXPECT_FALSE(fs::exists(folder + "/results.json"));
-        variation.hook = nullptr;
-        EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
-        EXPECT_EQ(losses(folder), losses(scratch_ / "straight"));
+    const std::string folder = scratch_ / "signalled";
+    Variation variation;
+    variation.resume = true;  // a requeued job always passes it, the first time too
+    variation.hook = signal_at(12, world_.rank() == world_.size() - 1);
+    EXPECT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
+    EXPECT_EQ(losses(folder).size(), 13U);
+    EXPECT_FALSE(fs::exists(folder + "/results.json"));
+    variation.hook = nullptr;
+    EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
+    EXPECT_EQ(losses(folder), losses(scratch_ / "straight"));
 
-        const auto straight = records(scratch_ / "straight");
-        const auto resumed = records(folder);
-        ASSERT_EQ(resumed.size(), straight.size());
-        for (std::size_t i = 0; i < straight.size(); ++i) {
-            for (const char* key : {"learning_rate", "lambda", "l0_per_layer", "nmse", "tokens",
-                                    "dead_features_per_layer"})
-                EXPECT_EQ(resumed[i][key], straight[i][key]) << key << " of step " << i + 1;
-            EXPECT_EQ(resumed[i].contains("evaluation"), straight[i].contains("evaluation"));
-            if (straight[i].contains("evaluation")) {
-                EXPECT_EQ(resumed[i]["evaluation"], straight[i]["evaluation"]) << i + 1;
-            }
+    const auto straight = records(scratch_ / "straight");
+    const auto resumed = records(folder);
+    ASSERT_EQ(resumed.size(), straight.size());
+    for (std::size_t i = 0; i < straight.size(); ++i) {
+        for (const char* key : {"learning_rate", "lambda", "l0_per_layer", "nmse", "tokens",
+                                "dead_features_per_layer"})
+            EXPECT_EQ(resumed[i][key], straight[i][key]) << key << " of step " << i + 1;
+        EXPECT_EQ(resumed[i].contains("evaluation"), straight[i].contains("evaluation"));
+        if (straight[i].contains("evaluation")) {
+            EXPECT_EQ(resumed[i]["evaluation"], straight[i]["evaluation"]) << i + 1;
         }
     }
 }
@@ -281,7 +280,7 @@ TEST_F(TrainerTest, ACheckpointGoesOnOnAnotherGrid) {
         const std::string folder = scratch_ / fmt::format("on_{}x{}", after.data, after.feature);
         Variation variation;
         variation.resume = true;
-        variation.hook = signal_at(12, SIGUSR1, world_.rank() == 0);
+        variation.hook = signal_at(12, world_.rank() == 0);
         ASSERT_EQ(run(folder, job, before, variation), exit_interrupted);
         variation.hook = nullptr;
         EXPECT_EQ(run(folder, job, after, variation), 0);
@@ -313,7 +312,7 @@ TEST_F(TrainerTest, ATornCheckpointIsPassedOver) {
     job.checkpoint.interval = 8;
     ASSERT_EQ(run(scratch_ / "straight", job, whole_world()), 0);
     Variation variation;
-    variation.hook = signal_at(17, SIGUSR1, world_.rank() == 0);
+    variation.hook = signal_at(17, world_.rank() == 0);
     const std::string folder = scratch_ / "torn";
     ASSERT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
     const std::string newest = folder + "/checkpoints/step_18.h5";
@@ -386,7 +385,7 @@ TEST_F(TrainerTest, AFinishedRunGoesOn) {
     Variation variation;
     variation.resume = true;
     variation.settings = "schedule.steps = 16";
-    variation.hook = signal_at(11, SIGUSR1, world_.rank() == 0);
+    variation.hook = signal_at(11, world_.rank() == 0);
     EXPECT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
     EXPECT_FALSE(fs::exists(folder + "/results.json"));  // those of step 8 are of another run's end
     EXPECT_EQ(read_file(folder + "/job.resolved.toml"), "schedule.steps = 16");
@@ -438,7 +437,7 @@ TEST_F(TrainerTest, GoesBackToAStep) {
     world_.barrier();
 
     variation.resume_step = 8;
-    variation.hook = signal_at(9, SIGUSR1, world_.rank() == 0);
+    variation.hook = signal_at(9, world_.rank() == 0);
     EXPECT_EQ(run(folder, job, whole_world(), variation), exit_interrupted);
     EXPECT_EQ(losses(folder).size(), 10U);
     EXPECT_EQ(checkpoints(folder),
@@ -521,7 +520,7 @@ TEST_F(TrainerTest, AForkGoesOnWithParametersAndOptimizer) {
         Variation variation;
         variation.fork = scratch_ / "source";
         variation.settings = "model.k = 6";  // a fork may have other settings
-        variation.hook = signal_at(3, SIGUSR1, world_.rank() == 0);
+        variation.hook = signal_at(3, world_.rank() == 0);
         EXPECT_EQ(run(folder, steady_job(8), grid, variation), exit_interrupted);
         EXPECT_EQ(checkpoints(folder), (std::vector<std::string>{"step_0.h5", "step_4.h5"}));
         world_.barrier();
@@ -603,7 +602,7 @@ TEST_F(TrainerTest, AForkThatResumesForksOnce) {
     Variation variation;
     variation.fork = scratch_ / "source";
     variation.resume = true;
-    variation.hook = signal_at(2, SIGUSR1, world_.rank() == 0);
+    variation.hook = signal_at(2, world_.rank() == 0);
     EXPECT_EQ(run(scratch_ / "a", steady_job(6), whole_world(), variation), exit_interrupted);
     variation.hook = nullptr;
     EXPECT_EQ(run(scratch_ / "a", steady_job(6), whole_world(), variation), 0);

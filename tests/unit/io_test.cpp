@@ -79,14 +79,34 @@ TEST(JsonLines, AppendsWholeLinesAndCutsWhatCameAfterACheckpoint) {
     EXPECT_EQ(read_file(path), "{}\n");
 }
 
-TEST(JsonLines, AFullDiskTakesBackThePartOfALine) {
+TEST(JsonLines, ALineThatCannotBeWrittenIsLostAndCounted) {
     const Scratch scratch;
     const std::string path = scratch / "metrics.jsonl";
     JsonLines lines(path);
-    const FileSizeLimit limit(10);
-    lines.write("1234567");
-    message_of<UserError>([&] { lines.write("1234567"); });
+    {
+        const FileSizeLimit limit(10);
+        lines.write("1234567");
+        EXPECT_EQ(lines.lost(), 0);
+        lines.write("1234567");
+        lines.write("1234567");
+        EXPECT_EQ(lines.lost(), 2);
+        lines.sync();
+    }
     EXPECT_EQ(read_file(path), "1234567\n");
+    EXPECT_EQ(lines.bytes(), 8);
+    lines.write("8");
+    EXPECT_EQ(lines.lost(), 0);
+    EXPECT_EQ(read_file(path), "1234567\n8\n");
+}
+
+TEST(JsonLines, HalfALineIsCutOff) {
+    const Scratch scratch;
+    const std::string path = scratch / "metrics.jsonl";
+    for (const Index kept : {100, 12}) {  // more than there is, and a place inside a line
+        write_file(path, "{\"step\":1}\n{\"step\":");
+        JsonLines(path, kept).write("{\"step\":2}");
+        EXPECT_EQ(read_file(path), "{\"step\":1}\n{\"step\":2}\n");
+    }
 }
 
 std::string safetensors(const std::string& header, const std::string& data) {

@@ -1,20 +1,13 @@
-// The trainer's parts without ranks or files: schedules, optimiser scalars, metrics, texts,
-// signals.
+// The trainer's parts without ranks or files: schedules, optimiser scalars, metrics, texts.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <atomic>
 #include <cmath>
-#include <csignal>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <thread>
 
-#include "clt/backend/backend.hpp"
 #include "clt/train/metrics.hpp"
 #include "clt/train/optimizer.hpp"
 #include "clt/train/run_state.hpp"
-#include "clt/train/signals.hpp"
 #include "train/schedule.hpp"
 
 namespace clt {
@@ -411,42 +404,6 @@ TEST(RunStateTest, NamesTheCheckpointThatIsNotOurs) {
             EXPECT_NE(std::string(error.what()).find("runs/a/step_50.h5"), std::string::npos);
         }
     }
-}
-
-TEST(Signals, SetTheFlagAndRestoreTheHandlers) {
-    struct sigaction before {};
-    sigaction(SIGUSR1, nullptr, &before);
-    for (const int signal : {SIGUSR1, SIGTERM}) {
-        const InterruptFlag flag;
-        EXPECT_FALSE(flag.raised());
-        std::raise(signal);
-        EXPECT_TRUE(flag.raised());
-    }
-    struct sigaction after {};
-    sigaction(SIGUSR1, nullptr, &after);
-    EXPECT_EQ(before.sa_handler, after.sa_handler);
-}
-
-// The product's stack register may point into the heap, see signals.cpp.
-TEST(Signals, MayComeInTheMiddleOfAProduct) {
-    const std::unique_ptr<Backend> backend = make_backend("cpu", Communicator::world());
-    const Index m = 512;
-    const Index k = 128;
-    Buffer<float> a(backend->memory(), m * k, Purpose::workspace);
-    Buffer<float> c(backend->memory(), m * m, Purpose::workspace);
-    backend->zero(a.span());
-    const InterruptFlag flag;
-    std::atomic<bool> done = false;
-    std::thread sender([&] {
-        while (!done) kill(getpid(), SIGUSR1);
-    });
-    for (int i = 0; i < 300; ++i) {
-        const std::vector<char> neighbour(static_cast<std::size_t>(1000 + i));
-        backend->gemm(false, true, 1, {a.span(), m, k}, {a.span(), m, k}, 0, {c.span(), m, m});
-    }
-    done = true;
-    sender.join();
-    EXPECT_TRUE(flag.raised());
 }
 
 }  // namespace

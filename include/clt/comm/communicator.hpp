@@ -66,6 +66,10 @@ class Communicator {
 
     /// True when ok holds on every rank.
     bool agree(bool ok) const;
+    /// A signal has come to some rank: the same answer on all (base/stop.hpp).
+    bool stop_requested_anywhere() const;
+    /// Throws Stopped on every rank when it has. For a phase with nothing to save.
+    void stop_point(const std::string& doing) const;
     /// When any rank passes an exception, every rank throws: ranks with an own exception their own
     /// kind, all with the message of the lowest failing rank. Call it after work that may fail on
     /// some ranks only and before the next collective. Example: `auto failure = caught([&] {

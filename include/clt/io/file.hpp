@@ -33,21 +33,31 @@ void sync_file(const std::string& path);
 void make_writable_folder(const std::string& path);
 
 /// Appends lines of JSON (metrics.jsonl); a line is one write call, so a reader never sees half of
-/// one. Throws UserError when the disk is full.
+/// one. A line that cannot be written (full disk) never ends a run: it is lost and counted, with
+/// one warning, and the next one is tried again.
 class JsonLines {
   public:
     /// keep_bytes: what stays of an existing file (a resumed run cuts what came after its
-    /// checkpoint); nothing given: starts anew.
+    /// checkpoint); nothing given: starts anew. A last line that is not whole is cut off. Throws
+    /// UserError.
     explicit JsonLines(const std::string& path, std::optional<Index> keep_bytes = std::nullopt);
     JsonLines(const JsonLines&) = delete;
     JsonLines& operator=(const JsonLines&) = delete;
     ~JsonLines();
     void write(const std::string& object);
+    /// fsync: what bytes() counts is on the disk, before a checkpoint says so. A failure is warned
+    /// of.
+    void sync();
+    /// Of whole lines.
     Index bytes() const { return bytes_; }
+    /// Lines lost since the last one that was written.
+    Index lost() const { return lost_; }
 
   private:
     int descriptor_ = -1;
     Index bytes_ = 0;
+    Index lost_ = 0;
+    bool torn_ = false;  // the file may be longer than bytes_
     std::string path_;
 };
 

@@ -65,9 +65,10 @@ struct Evaluation {
 /// Sums of tokens become metrics. sums.tokens must be > 0.
 Evaluation evaluation_of(const Step::EvaluationSums& sums, const Shape& shape);
 
-/// One pass of `source` through the step's forward half. Collective over the step's grid. Throws
-/// UserError when the source has no tokens.
-Evaluation evaluate_pass(Step& step, BatchSource& source, const Shape& shape);
+/// One pass of `source` through the step's forward half; nothing when a stop was requested before
+/// its end. Collective over all, the step's grid. Throws UserError when the source has no tokens.
+std::optional<Evaluation> evaluate_pass(Step& step, BatchSource& source, const Shape& shape,
+                                        const Communicator& all);
 
 /// NMSE of each layer from a step's squared errors [L] (summed over tokens and d) and its targets'
 /// variances [L] (see batch_target_variance), by the rule of LayerEvaluation::nmse.
@@ -97,6 +98,7 @@ struct TrainingRecord {
     Index selection_retries = 0;
     std::vector<std::pair<std::string, double>> stages_s;  // rank 0, mean of a step
     std::optional<Evaluation> evaluation;                  // held-out tokens
+    Index records_lost = 0;  // since the last one that could be written
 };
 
 /// JSON objects on one line; a number that is not finite is null and makes "finite" false.

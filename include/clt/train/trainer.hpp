@@ -18,10 +18,6 @@
 
 namespace clt {
 
-/// Exit code of a run that was told to stop (SIGUSR1, SIGTERM) and has written a checkpoint: the
-/// job script requeues on it, and the requeued run goes on with --resume.
-inline constexpr int exit_interrupted = 85;
-
 struct TrainOptions {
     std::string resolved_job;  // TOML, equal on every rank
     /// Goes on with the run in job.output, when there is one.
@@ -39,7 +35,8 @@ struct TrainOptions {
         differences;
 };
 
-/// Trains until schedule.steps are done (returns 0) or a signal stops the run (exit_interrupted).
+/// Trains until schedule.steps are done (returns 0) or a signal stops the run with a checkpoint
+/// written (exit_interrupted; Stopped before the first step of this process: nothing is lost).
 /// resume: continues from the newest whole checkpoint of job.output, written on any grid, cutting
 /// metrics.jsonl back to it; starts when there is no run yet, so a requeued job may always pass it.
 /// On the same grid the losses that follow are bit for bit those of a run never interrupted.

@@ -6,6 +6,7 @@
 
 #include "app/command.hpp"
 #include "app/job_file.hpp"
+#include "clt/base/log.hpp"
 #include "clt/io/file.hpp"
 
 namespace clt {
@@ -34,7 +35,7 @@ int run(const Arguments& arguments, const Communicator& world, Workers& /*worker
     world.together([&] {
         if (world.rank() != 0) return;
         if (file == "-")
-            fmt::print("{}\n", result);
+            print_answer(result + "\n");
         else
             write_file(file, result + "\n");
     });

@@ -3,8 +3,7 @@
 #include "app/command.hpp"
 #include "app/job_file.hpp"
 #include "clt/base/log.hpp"
-#include "clt/train/signals.hpp"
-#include "clt/train/trainer.hpp"
+#include "clt/base/stop.hpp"
 
 namespace clt {
 namespace {
@@ -14,9 +13,7 @@ int run(const Arguments& arguments, const Communicator& world, Workers& /*worker
         load_job_source(arguments.positional(0), arguments.values("set"), world), "generate");
     const std::unique_ptr<Backend> backend =
         make_backend(job.job.backend, world, job.job.precision);
-    const InterruptFlag interrupt;
-    const GenerateResult result =
-        generate(job, *backend, world, [&] { return interrupt.raised(); });
+    const GenerateResult result = generate(job, *backend, world);
     write_resolved_job(job.job.output, tables_of(job), world);
     if (result.finished) return 0;
     log_info("stopped by a signal after {} tokens; the same job goes on from here", result.tokens);

@@ -1,13 +1,16 @@
 #include "clt/analyse/inspect.hpp"
 
 #include "app/command.hpp"
+#include "clt/base/log.hpp"
 
 namespace clt {
 namespace {
 
 int run(const Arguments& arguments, const Communicator& world, Workers& /*workers*/) {
     const std::string text = inspect(arguments.positional(0), arguments.has("verify"), world);
-    if (world.rank() == 0) fmt::print("{}", text);
+    world.together([&] {
+        if (world.rank() == 0) print_answer(text);
+    });
     return 0;
 }
 

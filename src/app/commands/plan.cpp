@@ -4,6 +4,7 @@
 
 #include "app/command.hpp"
 #include "app/job_file.hpp"
+#include "clt/base/log.hpp"
 
 namespace clt {
 namespace {
@@ -28,10 +29,9 @@ int run(const Arguments& arguments, const Communicator& world, Workers& /*worker
     if (options.ranks == 0 && world.size() > 1) options.ranks = world.size();
 
     const Plan plan = make_plan(job, options, world);
-    if (world.rank() == 0) {
-        fmt::print("{}", to_text(plan));
-        std::fflush(stdout);  // before the refusal, which goes to stderr
-    }
+    world.together([&] {
+        if (world.rank() == 0) print_answer(to_text(plan));
+    });
     check_memory(plan);
     return 0;
 }
