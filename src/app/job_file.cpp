@@ -94,11 +94,15 @@ std::optional<Index> first_given(const std::string& text, const toml::parse_erro
     if (words.find("redefine") == std::string::npos) return std::nullopt;
     const std::size_t open = words.find('\'');
     const std::string key = words.substr(open + 1, words.rfind('\'') - open - 1);
-    // What stands before that line is valid.
     std::size_t end = 0;
     for (Index line = 1; line < static_cast<Index>(error.source().begin.line); ++line)
         end = text.find('\n', end) + 1;
-    const toml::table before = toml::parse(std::string_view(text).substr(0, end));
+    toml::table before;
+    try {
+        before = toml::parse(std::string_view(text).substr(0, end));
+    } catch (const toml::parse_error&) {  // the line lies within a list
+        return std::nullopt;
+    }
     Index latest_table = 0;
     std::optional<Index> found;
     for (auto&& [name, node] : before) {

@@ -215,6 +215,8 @@ TEST(Job, AKeyGivenTwiceNamesBothLines) {
     const std::string table = problems_of("count = 1\n[others]\nlength = 3\n[things]\nrate = 1");
     EXPECT_TRUE(table.starts_with("jobs/a.toml:7:")) << table;
     EXPECT_TRUE(table.ends_with("'things'; first given in line 3")) << table;
+    const std::string within = problems_of("count = 1\nfiles = [\n{a = 1, a = 2}\n]");
+    EXPECT_TRUE(within.starts_with("jobs/a.toml:6:")) << within;
 }
 
 // What editors and mistakes make of a job file. None of it reaches the parser's words on
