@@ -169,6 +169,10 @@ HostBatch DatasetSource::next() {
         const MadeBatch& batch = pipeline_->next();
         position_ = batch.end;
         over_ = batch.view.tokens == 0;
+        if (over_) {
+            stop();  // frees its windows
+            return {};
+        }
         HostBatch view = batch.view;
         view.wait_s = watch.seconds();
         return view;

@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "clt/base/error.hpp"
+
 namespace clt {
 namespace {
 
@@ -97,8 +99,12 @@ std::string to_json(const TrainingRecord& record) {
     for (const auto& [name, seconds] : record.stages_s) stages[name] = seconds;
     j["stages_s"] = std::move(stages);
     if (record.records_lost > 0) j["records_lost"] = record.records_lost;
-    if (record.evaluation) j["evaluation"] = json_of(*record.evaluation);
-    return j.dump();
+    return record.evaluation ? with_evaluation(j.dump(), *record.evaluation) : j.dump();
+}
+
+std::string with_evaluation(const std::string& record, const Evaluation& evaluation) {
+    CLT_CHECK(record.ends_with('}'));
+    return record.substr(0, record.size() - 1) + R"(,"evaluation":)" + to_json(evaluation) + "}";
 }
 
 std::string format_duration(double seconds) {

@@ -1,6 +1,7 @@
 #include "train/run.hpp"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -13,6 +14,7 @@
 #include "clt/train/metrics.hpp"
 #include "clt/train/optimizer.hpp"
 #include "clt/train/run_state.hpp"
+#include "train/checkpoint_saver.hpp"
 #include "train/schedule.hpp"
 
 namespace clt {
@@ -24,29 +26,47 @@ bool due(Index step, Index interval) {
     return interval > 0 && step % interval == 0;
 }
 
+// Ends the run by [run] on_nonfinite; its state is not worth keeping.
+class NotFinite : public UserError {
+  public:
+    using UserError::UserError;
+};
+
 [[noreturn]] void end_broken(Index step, const std::string& parameter) {
-    user_error(
+    throw NotFinite(fmt::format(
         "step {}: its update left a number that is not finite: {}; that cannot be undone, so the "
         "run ends and its checkpoints stay as they are; lower [optimizer] learning_rate",
-        step, parameter);
+        step, parameter));
 }
 
 class Run {
   public:
     Run(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
-        RunSources sources, Backend& backend, const ProcessGrid& grid);
+        RunSources sources, Backend& backend, const ProcessGrid& grid, Workers& workers);
     int execute();
 
   private:
     void load_start();
+    int train();
+    bool ends_at(Index step) const { return step >= job_.schedule.steps; }
+    bool saves_at(Index step) const { return ends_at(step) || due(step, job_.checkpoint.interval); }
+    bool judges_at(Index step) const {
+        return ends_at(step) || due(step, job_.evaluation.interval) ||
+               (saves_at(step) && job_.checkpoint.keep_best);
+    }
     StepResult advance();
     void count_time(double seconds);
     void react_to_not_finite(const StepResult& result);
     void require_finite_parameters();
     std::optional<Evaluation> evaluate();
     TrainingRecord describe(const StepResult& result);
-    void publish(TrainingRecord record);
-    void save(const std::optional<Evaluation>& evaluation);
+    int stop();
+    void conclude_step(const std::optional<Evaluation>& evaluation);
+    void note_best(const Evaluation& evaluation);
+    void publish(const std::optional<Evaluation>& evaluation);
+    std::string best() const;
+    void save();
+    void keep_state();
     void write_results(const std::optional<Evaluation>& evaluation);
     bool leads() const { return all_.rank() == 0; }
     double seconds() const { return state_.seconds + leg_.seconds(); }
@@ -61,12 +81,15 @@ class Run {
     Shape shape_;
     Params params_;
     Step step_;
-    CheckpointSnapshot snapshot_;
+    CheckpointSaver saver_;
     std::unique_ptr<JsonLines> metrics_;  // rank 0
 
     RunState state_;
-    HostBatch batch_;  // of the last step
-    Stopwatch leg_;    // since this process began; state_.seconds holds the legs before
+    Index saved_step_ = 0;          // of the last save, or of the checkpoint resumed from
+    std::string evaluation_start_;  // cursor of the held-out tokens' beginning
+    HostBatch batch_;               // of the last step
+    TrainingRecord record_;         // of the last step that has one, for the live line
+    Stopwatch leg_;  // since this process began; state_.seconds holds the legs before
     Index leg_steps_ = 0;
     double leg_step_s_ = 0;
 
@@ -78,7 +101,7 @@ class Run {
 };
 
 Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
-         RunSources sources, Backend& backend, const ProcessGrid& grid)
+         RunSources sources, Backend& backend, const ProcessGrid& grid, Workers& workers)
     : job_(job),
       options_(options),
       folder_(folder),
@@ -90,7 +113,9 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
       params_(backend, shape_, grid.feature_shard(job.model.features), job.model,
               static_cast<std::uint64_t>(job.job.seed)),
       step_(backend, grid, params_, job.model, job.loss, sources_.training->error_scale(),
-            job.data.batch_tokens) {
+            job.data.batch_tokens),
+      saver_(job.checkpoint, folder.checkpoints, grid, backend, workers) {
+    if (sources_.evaluation) evaluation_start_ = sources_.evaluation->cursor();
     if (folder.start) load_start();
     all_.together([&] {
         if (!leads()) return;
@@ -121,47 +146,64 @@ void Run::load_start() {
         return;
     }
     state_ = old;
-    state_.step = saved.step;
+    state_.step = saved_step_ = saved.step;
     sources_.training->seek(saved.cursor);
     // It may have been superseded by a better one before the run went back behind that.
-    const std::string best = fmt::format("{}/step_{}.h5", folder_.checkpoints, state_.best_step);
-    if (!all_.broadcast(fs::exists(best))) state_.best_step = 0;
+    if (!all_.broadcast(fs::exists(folder_.checkpoints + "/" + best()))) state_.best_step = 0;
     log_info("resuming at step {} from {}", state_.step, start.path);
 }
 
 int Run::execute() {
+    try {
+        return train();
+    } catch (const NotFinite&) {
+        publish(std::nullopt);  // the record shows it
+        throw;
+    } catch (const UserError&) {
+        keep_state();
+        throw;
+    }
+}
+
+// A step is saved before it is judged: what goes wrong in judging costs nothing. Its record waits
+// in the checkpoint, so a run resumed here judges again and writes the same line.
+int Run::train() {
     // A fork stands alone from its first moment: --resume finds all of it in its own folder.
-    if (folder_.fork) save(std::nullopt);
+    if (folder_.fork) save();
     std::optional<Evaluation> evaluation;
-    const Index steps = job_.schedule.steps;
-    while (state_.step < steps) {
+    while (true) {
+        if (state_.step > 0) {
+            const bool judges = judges_at(state_.step) && sources_.evaluation != nullptr;
+            evaluation = judges ? evaluate() : std::nullopt;
+            if (judges && !evaluation) return stop();
+            conclude_step(evaluation);
+        }
+        if (ends_at(state_.step)) break;
+
         const StepResult result = advance();
-        const bool last = state_.step == steps;
-        const bool checkpoint = last || due(state_.step, job_.checkpoint.interval);
-        const bool judge = last || due(state_.step, job_.evaluation.interval) ||
-                           (checkpoint && job_.checkpoint.keep_best);
-        evaluation.reset();
-        if (judge || state_.step == 1 || !result.finite || due(state_.step, job_.log.interval)) {
-            TrainingRecord record = describe(result);
-            if (judge && !result.parameters_broken) record.evaluation = evaluation = evaluate();
-            publish(record);
+        if (judges_at(state_.step) || state_.step == 1 || !result.finite ||
+            due(state_.step, job_.log.interval)) {
+            record_ = describe(result);
+            state_.record = to_json(record_);
         }
         react_to_not_finite(result);
-
-        const bool stop = all_.stop_requested_anywhere() && !last;
-        if (checkpoint || stop) save(checkpoint ? evaluation : std::nullopt);
-        if (stop) {
-            log_info("stopped by a signal after step {}; --resume goes on from here", state_.step);
-            return exit_interrupted;
-        }
+        std::array<std::int32_t, 2> anywhere{stop_requested() ? 1 : 0, saver_.has_failed() ? 1 : 0};
+        all_.all_reduce_max(std::span<std::int32_t>(anywhere));
+        if (anywhere[1] != 0) saver_.wait();  // throws
+        if (anywhere[0] != 0 && !ends_at(state_.step)) return stop();
+        if (saves_at(state_.step)) save();
     }
-    if (!evaluation) evaluation = evaluate();  // a resume of a complete run
-    if (!evaluation && all_.stop_requested_anywhere()) {
-        log_info("stopped by a signal before the last evaluation; --resume goes on from here");
-        return exit_interrupted;
-    }
+    saver_.wait();
     write_results(evaluation);
     return 0;
+}
+
+int Run::stop() {
+    if (state_.step != saved_step_) save();
+    publish(std::nullopt);
+    saver_.wait();
+    log_info("stopped by a signal after step {}; --resume goes on from here", state_.step);
+    return exit_interrupted;
 }
 
 // The next batch through the step.
@@ -201,17 +243,17 @@ void Run::react_to_not_finite(const StepResult& result) {
     const std::string what =
         fmt::format("step {}: a number is not finite: {}", state_.step, result.not_finite);
     if (job_.run.on_nonfinite == "stop")
-        user_error(
+        throw NotFinite(fmt::format(
             "{}; the run ends and its checkpoints stay as they are; lower [optimizer] "
             "learning_rate, check the data with clt inspect --verify, or set [run] on_nonfinite = "
             "\"skip\"",
-            what);
+            what));
     log_warning("{}; nothing was updated", what);
     if (++state_.skipped_in_a_row >= job_.run.nonfinite_limit)
-        user_error(
+        throw NotFinite(fmt::format(
             "{}; that makes {} steps in a row ([run] nonfinite_limit): the run ends and its "
             "checkpoints stay as they are",
-            what, state_.skipped_in_a_row);
+            what, state_.skipped_in_a_row));
 }
 
 // Before parameters are judged or kept: a step returns before its update is known to be sound.
@@ -220,12 +262,11 @@ void Run::require_finite_parameters() {
         end_broken(state_.step, broken);
 }
 
-// Nothing when there are no held-out tokens.
+// Nothing when a signal has stopped it.
 std::optional<Evaluation> Run::evaluate() {
     require_finite_parameters();
-    const std::unique_ptr<BatchSource> source = sources_.open_evaluation();
-    if (source == nullptr) return std::nullopt;
-    std::optional<Evaluation> evaluation = evaluate_pass(step_, *source, shape_, all_);
+    sources_.evaluation->seek(evaluation_start_);
+    std::optional<Evaluation> evaluation = evaluate_pass(step_, *sources_.evaluation, shape_, all_);
     step_.take_stage_seconds();  // they are not the training step's
     return evaluation;
 }
@@ -254,32 +295,49 @@ TrainingRecord Run::describe(const StepResult& result) {
         static_cast<double>(interval_steps_ * job_.data.batch_tokens) / interval_s_;
     record.wait_for_data_s = all_.all_reduce_max(interval_wait_s_);
     record.selection_retries = interval_retries_;
+    if (leads()) record.records_lost = metrics_->lost();
     for (auto& [name, stage_s] : record.stages_s) stage_s /= static_cast<double>(interval_steps_);
     interval_steps_ = interval_retries_ = 0;
     interval_s_ = interval_wait_s_ = 0;
     return record;
 }
 
-void Run::publish(TrainingRecord record) {
-    if (leads()) {
-        record.records_lost = metrics_->lost();
-        metrics_->write(to_json(record));
-        state_.metrics_bytes = metrics_->bytes();
-    }
-    const double left_s = leg_step_s_ / static_cast<double>(leg_steps_) *
-                          static_cast<double>(job_.schedule.steps - state_.step);
-    log_live(live_line(record, job_.schedule.steps, left_s));
+// Of the step just done, or the one that was resumed from.
+void Run::conclude_step(const std::optional<Evaluation>& evaluation) {
+    if (evaluation && saves_at(state_.step) && job_.checkpoint.keep_best) note_best(*evaluation);
+    publish(evaluation);
 }
 
-// evaluation: of this very step, when the checkpoint is to compete for the best.
-void Run::save(const std::optional<Evaluation>& evaluation) {
+void Run::note_best(const Evaluation& evaluation) {
+    if (!evaluation.finite() || (state_.best_step > 0 && evaluation.nmse >= state_.best_nmse))
+        return;
+    state_.best_step = state_.step;
+    state_.best_nmse = evaluation.nmse;
+    saver_.prune(best());
+}
+
+// The file's name; empty: there is none yet.
+std::string Run::best() const {
+    return state_.best_step == 0 ? "" : fmt::format("step_{}.h5", state_.best_step);
+}
+
+void Run::publish(const std::optional<Evaluation>& evaluation) {
+    if (state_.record.empty()) return;
+    if (leads()) {
+        metrics_->write(evaluation ? with_evaluation(state_.record, *evaluation) : state_.record);
+        state_.metrics_bytes = metrics_->bytes();
+    }
+    state_.record.clear();
+    if (record_.step != state_.step) return;  // of an earlier leg
+    record_.evaluation = evaluation;
+    const double left_s = leg_step_s_ / static_cast<double>(leg_steps_) *
+                          static_cast<double>(job_.schedule.steps - state_.step);
+    log_live(live_line(record_, job_.schedule.steps, left_s));
+}
+
+void Run::save() {
     require_finite_parameters();
     if (leads()) metrics_->sync();
-    if (evaluation && job_.checkpoint.keep_best && evaluation->finite() &&
-        (state_.best_step == 0 || evaluation->nmse < state_.best_nmse)) {
-        state_.best_step = state_.step;
-        state_.best_nmse = evaluation->nmse;
-    }
     RunState saved = state_;
     saved.seconds = seconds();
     saved.normalization = job_.data.normalization;
@@ -288,14 +346,21 @@ void Run::save(const std::optional<Evaluation>& evaluation) {
     checkpoint.cursor = sources_.training->cursor();
     checkpoint.job = options_.resolved_job;
     checkpoint.extra = to_json(saved);
-    snapshot_.take(backend_, grid_, params_, step_.silence(), job_.model, checkpoint);
-    write_checkpoint(folder_.checkpoints, snapshot_, all_);
-    all_.together([&] {
-        if (leads())
-            prune_checkpoints(
-                folder_.checkpoints, job_.checkpoint.keep,
-                state_.best_step == 0 ? "" : fmt::format("step_{}.h5", state_.best_step));
-    });
+    saver_.save(params_, step_.silence(), job_.model, checkpoint, best());
+    saved_step_ = state_.step;
+}
+
+// An error on which all ranks agree, in data, judging or logging, leaves the parameters as the last
+// step made them.
+void Run::keep_state() {
+    if (saver_.has_failed()) return;
+    try {
+        if (state_.step != saved_step_) save();
+        saver_.wait();
+        log_info("the state after step {} is saved; --resume goes on from there", state_.step);
+    } catch (const std::exception& e) {
+        log_warning("the state after step {} is lost: {}", state_.step, e.what());
+    }
 }
 
 void Run::write_results(const std::optional<Evaluation>& evaluation) {
@@ -314,8 +379,7 @@ void Run::write_results(const std::optional<Evaluation>& evaluation) {
         results["backend"] = backend_.name();
         results["revision"] = revision();
         results["checkpoint"] = fmt::format("checkpoints/step_{}.h5", state_.step);
-        if (state_.best_step > 0)
-            results["best_checkpoint"] = fmt::format("checkpoints/step_{}.h5", state_.best_step);
+        if (state_.best_step > 0) results["best_checkpoint"] = "checkpoints/" + best();
         if (state_.fork) results["fork"] = nlohmann::ordered_json::parse(to_json(*state_.fork));
         results["evaluation"] = evaluation ? nlohmann::ordered_json::parse(to_json(*evaluation))
                                            : nlohmann::ordered_json();
@@ -329,8 +393,8 @@ void Run::write_results(const std::optional<Evaluation>& evaluation) {
 }  // namespace
 
 int run_training(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
-                 RunSources sources, Backend& backend, const ProcessGrid& grid) {
-    Run run(job, options, folder, std::move(sources), backend, grid);
+                 RunSources sources, Backend& backend, const ProcessGrid& grid, Workers& workers) {
+    Run run(job, options, folder, std::move(sources), backend, grid, workers);
     return run.execute();
 }
 

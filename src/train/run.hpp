@@ -1,7 +1,6 @@
 // The training loop on given sources; trainer.cpp opens the real ones.
 #pragma once
 
-#include <functional>
 #include <memory>
 
 #include "clt/comm/process_grid.hpp"
@@ -13,12 +12,12 @@ namespace clt {
 
 struct RunSources {
     std::unique_ptr<BatchSource> training;
-    /// Opens a pass over the held-out tokens; null when nothing is held out. Collective.
-    std::function<std::unique_ptr<BatchSource>()> open_evaluation;
+    /// A pass over the held-out tokens; null when nothing is held out.
+    std::unique_ptr<BatchSource> evaluation;
 };
 
 /// Everything of train() but the folder and the sources. Collective over grid.all().
 int run_training(const TrainJob& job, const TrainOptions& options, const RunFolder& folder,
-                 RunSources sources, Backend& backend, const ProcessGrid& grid);
+                 RunSources sources, Backend& backend, const ProcessGrid& grid, Workers& workers);
 
 }  // namespace clt

@@ -17,6 +17,7 @@ std::string to_json(const RunState& state) {
                                 {"train_s", state.train_s},
                                 {"seconds", state.seconds},
                                 {"metrics_bytes", state.metrics_bytes},
+                                {"record", state.record},
                                 {"skipped_in_a_row", state.skipped_in_a_row},
                                 {"best_step", state.best_step},
                                 {"best_nmse", state.best_nmse},
@@ -34,6 +35,8 @@ RunState parse_run_state(const std::string& json, const std::string& checkpoint)
     state.train_s = parsed.finite("train_s");
     state.seconds = parsed.finite("seconds");
     state.metrics_bytes = parsed.integer("metrics_bytes", 0);
+    // Older checkpoints: it is in metrics.jsonl.
+    if (parsed.has("record")) state.record = parsed.text("record");
     state.skipped_in_a_row = parsed.integer("skipped_in_a_row", 0);
     state.best_step = parsed.integer("best_step");
     // Written as null when it was not finite: any finite one is better.

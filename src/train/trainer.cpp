@@ -21,7 +21,7 @@ void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& 
 
 // What would only show at the first evaluation, after hours.
 void check_evaluation(const TrainJob& job, const RunSources& sources) {
-    if (sources.open_evaluation() != nullptr) return;
+    if (sources.evaluation != nullptr) return;
     if (!job.data.evaluation_path.empty())
         user_error("[data] evaluation_path = {}: has no tokens", job.data.evaluation_path);
     if (job.data.holdout_fraction > 0)
@@ -39,15 +39,13 @@ int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
     RunSources sources;
     sources.training = make_training_source(job.data, static_cast<std::uint64_t>(job.job.seed),
                                             grid, backend, workers);
-    sources.open_evaluation = [&] {
-        return make_evaluation_source(job.data, job.evaluation.tokens, /*whole=*/false, grid,
-                                      backend, workers);
-    };
+    sources.evaluation = make_evaluation_source(job.data, job.evaluation.tokens, /*whole=*/false,
+                                                grid, backend, workers);
     check_evaluation(job, sources);
     const Shape shape{sources.training->layers(), sources.training->d_model(), job.model.features};
     grid.all().stop_point("the data was opened");
     const RunFolder folder = open_run_folder(job, shape, options, grid.all());
-    return run_training(job, options, folder, std::move(sources), backend, grid);
+    return run_training(job, options, folder, std::move(sources), backend, grid, workers);
 }
 
 }  // namespace clt

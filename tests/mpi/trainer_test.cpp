@@ -68,6 +68,7 @@ struct Variation {
     ReplaySource::Hook hook;
     ReplaySource::Spoil spoil;
     bool held_out = true;
+    ReplaySource::Hook held_out_hook;
 };
 
 class TrainerTest : public testing::Test {
@@ -129,6 +130,7 @@ class TrainerTest : public testing::Test {
     Grid whole_world() const { return {1, world_.size()}; }
 
     Communicator world_ = Communicator::world();
+    Workers workers_;
     Scratch scratch_{world_};
 
   private:
@@ -152,11 +154,12 @@ class TrainerTest : public testing::Test {
         training->hook = variation.hook;
         training->spoil = variation.spoil;
         sources.training = std::move(training);
-        sources.open_evaluation = [&]() -> std::unique_ptr<BatchSource> {
-            if (!variation.held_out) return nullptr;
-            return std::make_unique<ReplaySource>(shape, batch_tokens, false, grid);
-        };
-        return run_training(job, options, run_folder, std::move(sources), *backend, grid);
+        if (variation.held_out) {
+            auto held_out = std::make_unique<ReplaySource>(shape, batch_tokens, false, grid);
+            held_out->hook = variation.held_out_hook;
+            sources.evaluation = std::move(held_out);
+        }
+        return run_training(job, options, run_folder, std::move(sources), *backend, grid, workers_);
     }
 };
 
@@ -305,6 +308,93 @@ TEST_F(TrainerTest, ACrashLosesNoStepAndRepeatsNone) {
     variation.resume = true;
     EXPECT_EQ(run(folder, job, whole_world(), variation), 0);
     EXPECT_EQ(losses(folder), losses(scratch_ / "straight"));
+}
+
+TEST_F(TrainerTest, AnErrorInDataOrJudgingKeepsTheStateAndTheRecords) {
+    TrainJob job = small_job(25);
+    job.checkpoint.interval = 8;
+    job.evaluation.interval = 5;
+    job.checkpoint.keep = 100;
+    ASSERT_EQ(run(scratch_ / "straight", job, whole_world()), 0);
+    const auto straight = records(scratch_ / "straight");
+
+    // The data fails behind step 11; judging fails at step 10, which has no checkpoint of its own,
+    // and at step 16, which has one.
+    struct Fault {
+        const char* name;
+        Index step;
+        ReplaySource::Hook training, judging;
+    };
+    int passes = 0;
+    const auto fail_in_pass = [&](int pass) {
+        return [&passes, pass](Index batch) {
+            if (batch == 2 && passes++ == pass) user_error("the held-out chunk is gone");
+        };
+    };
+    const std::vector<Fault> faults = {
+        {"data", 11,
+         [](Index b) {
+             if (b == 11) user_error("the chunk is gone");
+         },
+         nullptr},
+        {"judging", 10, nullptr, fail_in_pass(2)},          // 5, 8, 10
+        {"judging_a_save", 16, nullptr, fail_in_pass(4)}};  // 5, 8, 10, 15, 16
+    for (const Fault& fault : faults) {
+        SCOPED_TRACE(fault.name);
+        passes = 0;
+        const std::string folder = scratch_ / fault.name;
+        Variation variation;
+        variation.hook = fault.training;
+        variation.held_out_hook = fault.judging;
+        EXPECT_NE(message_of<UserError>([&] {
+                      run(folder, job, whole_world(), variation);
+                  }).find("is gone"),
+                  std::string::npos);
+        const std::vector<std::string> kept = checkpoints(folder);
+        EXPECT_EQ(std::count(kept.begin(), kept.end(), fmt::format("step_{}.h5", fault.step)), 1);
+        Variation resumed;
+        resumed.resume = true;
+        EXPECT_EQ(run(folder, job, whole_world(), resumed), 0);
+        const auto all = records(folder);
+        ASSERT_EQ(all.size(), straight.size());
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            EXPECT_EQ(all[i]["loss"], straight[i]["loss"]) << i + 1;
+            ASSERT_EQ(all[i].contains("evaluation"), straight[i].contains("evaluation")) << i + 1;
+            if (all[i].contains("evaluation")) {
+                EXPECT_EQ(all[i]["evaluation"], straight[i]["evaluation"]) << i + 1;
+            }
+        }
+        world_.barrier();
+        const auto best = [&](const std::string& run_folder) {
+            return nlohmann::json::parse(
+                read_file(run_folder + "/results.json"))["best_checkpoint"];
+        };
+        EXPECT_EQ(best(folder), best(scratch_ / "straight"));
+        world_.barrier();
+    }
+}
+
+TEST_F(TrainerTest, AsynchronousSavesHoldTheSameBytes) {
+    TrainJob job = small_job(12);
+    job.checkpoint.interval = 1;  // each waits for the last
+    job.checkpoint.keep = 3;
+    job.checkpoint.keep_best = false;
+    ASSERT_EQ(run(scratch_ / "beside", job, whole_world()), 0);
+    job.checkpoint.asynchronous = false;
+    ASSERT_EQ(run(scratch_ / "between", job, whole_world()), 0);
+    const std::vector<std::string> expected = {"step_10.h5", "step_11.h5", "step_12.h5"};
+    EXPECT_EQ(checkpoints(scratch_ / "beside"), expected);
+    EXPECT_EQ(checkpoints(scratch_ / "between"), expected);
+    for (const std::string& name : expected) {
+        const auto array = [&](const std::string& folder) {
+            const H5File file = H5File::open(folder + "/checkpoints/" + name, &world_);
+            const H5Dataset data = file.dataset("moment2/decoder/layer_1/weight");
+            std::vector<float> values(static_cast<std::size_t>(data.rows() * data.cols()));
+            data.read({0, data.rows()}, values.data());
+            return values;
+        };
+        EXPECT_EQ(array(scratch_ / "beside"), array(scratch_ / "between")) << name;
+    }
 }
 
 TEST_F(TrainerTest, ATornCheckpointIsPassedOver) {

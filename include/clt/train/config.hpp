@@ -90,6 +90,7 @@ struct EvaluationConfig {
 
 struct CheckpointConfig {
     Index interval = 1000;
+    bool asynchronous = true;
     Index keep = 3;
     bool keep_best = true;
 
@@ -97,6 +98,8 @@ struct CheckpointConfig {
     void fields(V& v) {
         v("interval", interval, rule::at_least(0) | rule::execution(),
           "Steps between checkpoints; 0: at the end only");
+        v("asynchronous", asynchronous, rule::execution(),
+          "Training goes on while a checkpoint is written, from a copy in host memory");
         v("keep", keep, rule::at_least(1) | rule::execution(), "Newest checkpoints kept");
         v("keep_best", keep_best, rule::execution(),
           "Also keep the one with the lowest held-out NMSE");

@@ -104,6 +104,8 @@ struct TrainingRecord {
 /// JSON objects on one line; a number that is not finite is null and makes "finite" false.
 std::string to_json(const TrainingRecord& record);
 std::string to_json(const Evaluation& evaluation);
+/// to_json(record) of a record that gets its evaluation afterwards.
+std::string with_evaluation(const std::string& record, const Evaluation& evaluation);
 
 /// What the live line says: "step 1200/5000  loss 0.341  L0 63.9  NMSE 0.312  dead 12  8123
 /// tokens/s  waiting 0.4%  8:31 left".

@@ -21,6 +21,7 @@ struct RunState {
     double train_s = 0;       // in steps, waiting included
     double seconds = 0;       // of earlier legs, evaluations and checkpoints included
     Index metrics_bytes = 0;  // length of metrics.jsonl: a resumed run cuts it here
+    std::string record;       // of this step, not yet in metrics.jsonl; empty: it has none
     Index skipped_in_a_row = 0;
     Index best_step = 0;  // checkpoint with the lowest held-out NMSE; 0: none yet
     double best_nmse = 0;
