@@ -9,6 +9,7 @@
 #include "clt/base/version.hpp"
 #include "clt/data/sources.hpp"
 #include "clt/io/file.hpp"
+#include "clt/io/folder_lock.hpp"
 #include "clt/train/checkpoint.hpp"
 #include "clt/train/run_state.hpp"
 
@@ -79,6 +80,7 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     all.together([&] {
         if (all.rank() == 0) make_writable_folder(job.job.output);
     });
+    const FolderLock lock(job.job.output, all);
 
     Params params(backend, checkpoint.shape, grid.feature_shard(checkpoint.shape.features),
                   checkpoint.model, /*seed=*/0);

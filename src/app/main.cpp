@@ -14,6 +14,7 @@
 #include "clt/base/stop.hpp"
 #include "clt/base/version.hpp"
 #include "clt/comm/communicator.hpp"
+#include "clt/comm/heartbeat.hpp"
 
 namespace {
 
@@ -96,6 +97,7 @@ int run_command(const std::vector<std::string>& words, const Communicator& world
 int run_on_ranks(const std::vector<std::string>& words) {
     const Communicator world = Communicator::world();
     const Communicator meeting = world.duplicate();  // for failures alone: nothing else waits on it
+    const Heartbeat heartbeat(world);
     Workers workers;
     try {
         return run_command(words, world, workers);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "clt/base/progress.hpp"
 #include "clt/memory/raw.hpp"
 
 namespace clt {
@@ -37,11 +38,13 @@ class MpiCollectives final : public Collectives {
         CLT_CHECK(total <= in.size() && counts[static_cast<std::size_t>(rank())] <= out.size());
         if (total < max_count) {
             std::vector<int> int_counts(counts.begin(), counts.end());
+            const WaitsIn wait("MPI_Reduce_scatter");
             check_mpi(MPI_Reduce_scatter(from, raw(out), int_counts.data(), MPI_FLOAT, MPI_SUM,
                                          communicator_.handle()),
                       "MPI_Reduce_scatter");
             return;
         }
+        const WaitsIn wait("MPI_Reduce");
         Index start = 0;  // too large for one call: a reduction to each rank, in pieces
         for (int r = 0; r < size(); start += counts[static_cast<std::size_t>(r)], ++r)
             for (Index at = 0; at < counts[static_cast<std::size_t>(r)]; at += max_count)
@@ -77,11 +80,13 @@ class MpiCollectives final : public Collectives {
             std::vector<int> starts(counts.size(), 0);
             for (std::size_t r = 1; r < counts.size(); ++r)
                 starts[r] = starts[r - 1] + counts[r - 1];
+            const WaitsIn wait("MPI_Allgatherv");
             check_mpi(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_BYTE, to, counts.data(), starts.data(),
                                      MPI_BYTE, communicator_.handle()),
                       "MPI_Allgatherv");
             return;
         }
+        const WaitsIn wait("MPI_Bcast");
         Index start = 0;
         for (int r = 0; r < size(); start += byte_counts[static_cast<std::size_t>(r)], ++r)
             for (Index at = 0; at < byte_counts[static_cast<std::size_t>(r)]; at += max_count)

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "clt/base/progress.hpp"
 #include "clt/base/stop.hpp"
 #include "clt/base/stopwatch.hpp"
 
@@ -129,6 +130,7 @@ Communicator Communicator::split_by_host() const {
 }
 
 void Communicator::barrier() const {
+    const WaitsIn wait("MPI_Barrier");
     check_mpi(MPI_Barrier(handle_), "MPI_Barrier");
 }
 
@@ -182,6 +184,7 @@ std::string Communicator::broadcast(const std::string& text, int root) const {
 }
 
 void Communicator::broadcast_bytes(std::span<std::byte> bytes, int root) const {
+    const WaitsIn wait("MPI_Bcast");
     for (std::size_t at = 0; at < bytes.size(); at += max_count) {
         const auto count = std::min<std::size_t>(max_count, bytes.size() - at);
         check_mpi(MPI_Bcast(bytes.data() + at, static_cast<int>(count), MPI_BYTE, root, handle_),
@@ -190,6 +193,7 @@ void Communicator::broadcast_bytes(std::span<std::byte> bytes, int root) const {
 }
 
 void Communicator::reduce_in_place(void* values, Index count, MPI_Datatype type, MPI_Op op) const {
+    const WaitsIn wait("MPI_Allreduce");
     int width = 0;
     MPI_Type_size(type, &width);
     for (Index at = 0; at < count; at += max_count) {
@@ -201,6 +205,7 @@ void Communicator::reduce_in_place(void* values, Index count, MPI_Datatype type,
 }
 
 void Communicator::gather_bytes(const void* value, std::size_t bytes, void* all) const {
+    const WaitsIn wait("MPI_Allgather");
     check_mpi(MPI_Allgather(value, static_cast<int>(bytes), MPI_BYTE, all, static_cast<int>(bytes),
                             MPI_BYTE, handle_),
               "MPI_Allgather");
@@ -208,6 +213,7 @@ void Communicator::gather_bytes(const void* value, std::size_t bytes, void* all)
 
 Index Communicator::exclusive_sum(Index value) const {
     Index sum = 0;
+    const WaitsIn wait("MPI_Exscan");
     check_mpi(MPI_Exscan(&value, &sum, 1, MPI_INT64_T, MPI_SUM, handle_), "MPI_Exscan");
     return rank_ == 0 ? 0 : sum;  // MPI leaves rank 0's result undefined
 }
@@ -239,6 +245,7 @@ void Communicator::all_to_all(const std::byte* send, std::span<const Index> send
                                 MPI_BYTE, r, 0, handle_, &requests.back()),
                       "MPI_Isend");
         }
+    const WaitsIn wait("MPI_Waitall");
     check_mpi(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE),
               "MPI_Waitall");
 }

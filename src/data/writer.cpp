@@ -65,7 +65,9 @@ DatasetWriter::DatasetWriter(const DatasetWriterConfig& config, const Communicat
     communicator_.together([&] {
         if (communicator_.rank() == 0) make_writable_folder(config_.folder);
     });
+    lock_.emplace(config_.folder, communicator_);
     resume();
+    if (complete_) lock_.reset();
 }
 
 DatasetWriter::DatasetWriter(DatasetWriter&&) noexcept = default;
@@ -240,6 +242,7 @@ void DatasetWriter::finish() {
         fs::remove(config_.folder + "/progress.bin");
     });
     complete_ = true;
+    lock_.reset();
 }
 
 }  // namespace clt

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "clt/base/error.hpp"
+#include "clt/base/progress.hpp"
 
 namespace clt {
 namespace {
@@ -57,6 +58,7 @@ void Descriptor::read_at(Index offset, void* out, Index bytes) const {
             user_error("{}: ends after {} bytes, expected at least {}", path_, offset + done,
                        offset + bytes);
         done += got;
+        note_progress();
     }
 }
 
@@ -68,6 +70,7 @@ void Descriptor::write_all(const void* in, Index bytes) const {
         if (put < 0 && errno == EINTR) continue;
         if (put < 0) file_error(path_, doing_);
         done += put;
+        note_progress();
     }
 }
 

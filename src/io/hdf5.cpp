@@ -1,6 +1,7 @@
 #include "clt/io/hdf5.hpp"
 
 #include <fcntl.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <array>
@@ -45,6 +46,17 @@ H5Handle file_access(const std::string& path, const Communicator* communicator) 
         h5::check(H5Pset_file_locking(id, false, true), path, "opened");
     }
     return access;
+}
+
+// MPI-IO (ROMIO) takes what stands before a colon for the name of a file system: a path that has
+// one gets such a name in front. NFS has its own, for it needs locks around a rank's writes.
+std::string name_for(const std::string& path, const Communicator* communicator) {
+    if (communicator == nullptr || communicator->size() == 1 || path.find(':') == std::string::npos)
+        return path;
+    constexpr long nfs = 0x6969;  // NFS_SUPER_MAGIC of linux/magic.h
+    struct statfs disk {};
+    const bool on_nfs = ::statfs(path.c_str(), &disk) == 0 && disk.f_type == nfs;
+    return (on_nfs ? "nfs:" : "ufs:") + path;
 }
 
 std::optional<H5Type> type_from_file(hid_t id) {
@@ -103,7 +115,7 @@ H5File H5File::open(const std::string& path, const Communicator* communicator) {
     });
     h5::together(communicator, [&] {
         const H5Handle access = file_access(path, communicator);
-        const hid_t id = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id());
+        const hid_t id = H5Fopen(name_for(path, communicator).c_str(), H5F_ACC_RDONLY, access.id());
         if (id < 0) {
             const std::string words = h5::take_words();
             if (words.find("truncated file") != std::string::npos)
@@ -130,7 +142,8 @@ H5File H5File::create(const std::string& path, const Communicator* communicator)
     });
     h5::together_writing(communicator, path, file.handle_, [&] {
         const H5Handle access = file_access(path, communicator);
-        const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id());
+        const hid_t id = H5Fcreate(name_for(path, communicator).c_str(), H5F_ACC_TRUNC, H5P_DEFAULT,
+                                   access.id());
         *file.handle_ = h5::own(h5::check(id, path, "created"), H5Fclose, H5Unwind::abandon);
     });
     file.set_aside(0);

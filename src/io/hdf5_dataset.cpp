@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "clt/base/error.hpp"
+#include "clt/base/progress.hpp"
 #include "io/hdf5_call.hpp"
 
 namespace clt {
@@ -97,6 +98,7 @@ void H5Dataset::transfer(bool writes, Shard range, void* data) const {
             h5::together_writing(communicator_, path_, file_.lock(), move_piece);
         else
             h5::together(communicator_, move_piece);
+        note_progress();
         if (parallel) collective_ = collective_ && is_collective(plist.id());
     }
 }

@@ -7,6 +7,7 @@
 
 #include "clt/base/checksum.hpp"
 #include "clt/base/log.hpp"
+#include "clt/base/progress.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/data/writer.hpp"
 #include "clt/io/file.hpp"
@@ -317,6 +318,7 @@ GenerateResult generate(const GenerateJob& job, Backend& backend, const Communic
             for (Index i = mine.begin; i < mine.end; ++i) {
                 if ((stopped = stop())) break;
                 generator.run(stream, batches[static_cast<std::size_t>(i)], {begin, end}, rows);
+                note_progress();
                 // The other ranks are about as far.
                 progress.report(begin + (end - begin) * (i + 1 - mine.begin) / mine.size(), false);
             }

@@ -279,10 +279,17 @@ void check_memory(const StepCost& cost, Index available_bytes, Index ranks, bool
     if (needed <= limit) return;
     std::vector<MemoryUse> largest = by_size(cost.memory, on_device);
     largest.resize(std::min<std::size_t>(3, largest.size()));
+    // "lower a or b" says "lower a" as well.
     std::vector<std::string> remedies;
-    for (const MemoryUse& use : largest)
-        if (std::find(remedies.begin(), remedies.end(), use.smaller) == remedies.end())
-            remedies.push_back(use.smaller);
+    for (const MemoryUse& use : largest) {
+        const bool said = std::any_of(remedies.begin(), remedies.end(), [&](const auto& remedy) {
+            return remedy.starts_with(use.smaller);
+        });
+        if (said) continue;
+        std::erase_if(remedies,
+                      [&](const auto& remedy) { return use.smaller.starts_with(remedy); });
+        remedies.push_back(use.smaller);
+    }
     user_error(
         "a rank needs {} of memory ({}), but the {} has {} for each of its {} rank{}; "
         "{}",

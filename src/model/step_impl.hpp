@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "clt/base/progress.hpp"
 #include "clt/model/step.hpp"
 #include "model/selection.hpp"
 #include "model/views.hpp"
@@ -47,7 +48,10 @@ struct Step::Impl {
     // Collective.
     std::string broken_loss(const StepResult& result);
     std::string broken_gradient(const StepScalars& scalars);
-    void stage(const char* name) { clock->mark(name); }
+    void stage(const char* name) {
+        clock->mark(name);
+        note_stage(name);
+    }
 
     // ---- dense_step.cpp: relu and jumprelu where many entries are active
     void dense_decode();

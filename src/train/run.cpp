@@ -7,6 +7,7 @@
 
 #include "clt/base/checksum.hpp"
 #include "clt/base/log.hpp"
+#include "clt/base/progress.hpp"
 #include "clt/base/stop.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/base/version.hpp"
@@ -209,6 +210,7 @@ int Run::stop() {
 // The next batch through the step.
 StepResult Run::advance() {
     const Stopwatch watch;
+    note_step(state_.step + 1);
     batch_ = sources_.training->next();
     StepResult result;
     try {

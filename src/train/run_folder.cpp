@@ -190,6 +190,10 @@ RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOp
     all.together([&] {
         if (all.rank() != 0) return;
         make_writable_folder(folder.path);
+    });
+    folder.lock.emplace(folder.path, all);
+    all.together([&] {
+        if (all.rank() != 0) return;
         make_writable_folder(folder.checkpoints);
         old_run = holds_run(folder);
     });

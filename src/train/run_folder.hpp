@@ -6,6 +6,7 @@
 #include <string>
 
 #include "clt/comm/communicator.hpp"
+#include "clt/io/folder_lock.hpp"
 #include "clt/train/checkpoint.hpp"
 #include "clt/train/trainer.hpp"
 
@@ -17,6 +18,7 @@ struct RunFolder {
     /// What the run starts from; none: from the initial parameters.
     std::optional<CheckpointInfo> start;
     bool fork = false;  // start is another run's
+    std::optional<FolderLock> lock;
 
     std::string metrics_file() const { return path + "/metrics.jsonl"; }
     std::string results_file() const { return path + "/results.json"; }
@@ -24,7 +26,8 @@ struct RunFolder {
 
 /// Makes the folder, when missing, and decides what the run starts from. A run in it stays as it
 /// is. shape: of the job's model on its data. Collective. Throws UserError when the folder is not
-/// writable, holds a run that is not to go on, or the checkpoint does not fit the job.
+/// writable, is in use by another job, holds a run that is not to go on, or the checkpoint does not
+/// fit the job.
 RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOptions& options,
                           const Communicator& all);
 

@@ -218,5 +218,97 @@ class Logs(harness.Case):
         self.assertEqual(metrics.read_text(), text[: text[:-1].rindex("\n") + 1])
 
 
+class Locks(harness.Case):
+    def test_of_two_jobs_in_one_folder_one_runs(self):
+        for i in range(4):
+            name = f"two_{i}"
+            job = train_job(name, text=harness.TRAIN.replace("steps = 4", "steps = 30"))
+            done = [finished(process) for process in [start("train", job, "--resume") for _ in range(2)]]
+            refused = [d for d in done if d.returncode == 2]
+            self.assertLessEqual(len(refused), 1, done)
+            for d in refused:  # the other may have ended before this one came
+                self.fails(d, 2, name, "is in use by process", "on host", ".lock")
+            self.assertIn(0, [d.returncode for d in done])
+            steps = [json.loads(line)["step"] for line in (harness.ROOT / name / "metrics.jsonl").read_text().splitlines()]
+            self.assertEqual(steps, list(range(1, 31)))
+            self.assertFalse(list((harness.ROOT / name).glob(".lock*")))
+
+    def test_a_data_set_being_written(self):
+        job = ["generate", harness.SOURCE / "jobs/generate-tiny.toml", "--set", f"job.output={harness.ROOT}/written"]
+        process = start(*job)
+        wait_for(lambda: process.poll() is not None or (harness.ROOT / "written/.lock").exists(), "a lock")
+        before = (harness.ROOT / "written/.lock").read_text()
+        self.fails(clt(*job), 2, "written", f"is in use by process {process.pid}")
+        self.assertEqual((harness.ROOT / "written/.lock").read_text(), before)
+        process.send_signal(signal.SIGUSR1)
+        self.assertEqual(finished(process).returncode, STOPPED)
+        self.assertFalse((harness.ROOT / "written/.lock").exists())
+
+    def test_the_lock_of_a_killed_process_is_taken_over(self):
+        name = "lock_left"
+        process = start("train", train_job(name, text=LONG))
+        metrics = harness.ROOT / name / "metrics.jsonl"
+        wait_for(lambda: process.poll() is not None or (metrics.exists() and metrics.read_text()), "a step")
+        process.kill()
+        finished(process)
+        self.assertTrue((harness.ROOT / name / ".lock").exists())
+        job = train_job(name)
+        # Four at once find it: one takes it over.
+        done = [finished(p) for p in [start("train", job, "--resume") for _ in range(4)]]
+        takers = [d for d in done if "taken over from process" in d.stderr]
+        self.assertEqual(len(takers), 1, done)
+        for d in done:
+            self.assertIn(d.returncode, (0, 2), d.stderr)
+        self.assertEqual(takers[0].returncode, 0, takers[0].stderr)
+        self.assertFalse(list((harness.ROOT / name).glob(".lock*")))
+
+    def test_a_lock_of_another_host_counts_by_its_age(self):
+        (harness.ROOT / "far").mkdir()
+        lock = harness.ROOT / "far/.lock"
+        lock.write_text(json.dumps({"host": "node7", "kernel": "another", "process": 123, "slurm_job": "4711", "key": "k"}))
+        self.fails(clt("train", train_job("far")), 2, "process 123 on host node7 (SLURM job 4711)")
+        old = time.time() - 3600
+        os.utime(lock, (old, old))
+        done = self.succeeds(clt("train", train_job("far")))
+        self.assertIn("has given no sign of life", done.stderr)
+
+
+class Paths(harness.Case):
+    def test_a_colon_in_a_path(self):
+        # MPI-IO takes what stands before it for the name of a file system.
+        folder = harness.ROOT / "a:b"
+        shutil.copytree(harness.ROOT / "data", folder / "data")
+        job = harness.ROOT / "colon.toml"
+        job.write_text(harness.TRAIN.format(output="a:b/run", data="a:b/data"))
+        self.succeeds(clt("train", job, ranks=2))
+        self.succeeds(clt("train", job, "--resume", ranks=2))
+        judge = harness.ROOT / "colon_judge.toml"
+        judge.write_text(harness.EVALUATE.format(checkpoint="a:b/run/checkpoints").replace('"judged"', '"a:b/judged"'))
+        self.succeeds(clt("evaluate", judge, ranks=2))
+        self.succeeds(clt("generate", harness.SOURCE / "jobs/generate-tiny.toml", "--set", f"job.output={folder}/made",
+                          "--set", "data.target_tokens=4096", ranks=2))
+        self.assertTrue((folder / "made/metadata.json").exists())
+
+
+class StuckRanks(harness.Case):
+    def test_a_rank_that_was_stopped(self):
+        for victim in (0, 1):
+            name = f"stuck_{victim}"
+            process = start("train", train_job(name, text=LONG), "--set", "run.timeout_s=4", ranks=2)
+            metrics = harness.ROOT / name / "metrics.jsonl"
+            wait_for(lambda: process.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") >= 3), "a step")
+            of_rank = {int(environment_of(pid)["OMPI_COMM_WORLD_RANK"]): pid for pid in ranks_of(process)}
+            os.kill(of_rank[victim], signal.SIGSTOP)
+            done = finished(process)
+            self.assertEqual(done.returncode, STOPPED, done.stderr)
+            self.assertIn(f"rank {victim} on host {os.uname().nodename} has not answered for", done.stderr)
+            self.assertIn("step ", done.stderr)
+
+
+def environment_of(pid):
+    words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(word.decode().split("=", 1) for word in words if b"=" in word)
+
+
 if __name__ == "__main__":
     harness.main()

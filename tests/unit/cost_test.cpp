@@ -190,6 +190,14 @@ TEST(Cost, RefusesWhatDoesNotFit) {
                      "batches 1 GB), but the host has 8 GB for each of its 2 ranks; lower a, or "
                      "lower c");
     }
+    cost.memory[0].smaller = "lower a or d";  // says the other "lower a" too
+    try {
+        check_memory(cost, 16'000'000'000, 2);
+        FAIL() << "nothing thrown";
+    } catch (const UserError& e) {
+        EXPECT_TRUE(std::string(e.what()).ends_with("; lower a or d, or lower c")) << e.what();
+    }
+    cost.memory[0].smaller = "lower a";
     cost.memory[0].on_device = true;
     check_memory(cost, 3'000'000'000, 1, /*on_device=*/true);
     try {

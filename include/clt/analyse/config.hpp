@@ -30,6 +30,7 @@ struct EvaluateJob {
     GridConfig grid;
     DataConfig data;
     EvaluateConfig evaluate;
+    WatchConfig run;
 
     template <class V>
     void tables(V& v) {
@@ -38,6 +39,7 @@ struct EvaluateJob {
         v("data", data, "Activations, batches, normalisation (as in training)",
           {"sampling", "window_tokens"});
         v("evaluate", evaluate, "What is judged, and on which tokens");
+        v("run", run, "What the job does when something goes wrong");
     }
 };
 

@@ -1,4 +1,4 @@
-// [job] and [grid] of every job file.
+// [job], [grid] and the common part of [run] of every job file.
 #pragma once
 
 #include <string>
@@ -40,6 +40,17 @@ struct GridConfig {
           "Data replicas; each encodes its own part of a batch");
         v("feature", feature, rule::at_least(0) | rule::execution(),
           "Feature shards; 0: the number of ranks / data");
+    }
+};
+
+struct WatchConfig {
+    Index timeout_s = 600;
+
+    template <class V>
+    void fields(V& v) {
+        v("timeout_s", timeout_s, rule::at_least(0) | rule::execution(),
+          "Ranks that have waited so long for one that does not answer, or comes no further, say "
+          "which and end the job (exit code 85: start it again); 0: they wait for ever");
     }
 };
 

@@ -6,12 +6,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "clt/base/float16.hpp"
 #include "clt/comm/communicator.hpp"
+#include "clt/io/folder_lock.hpp"
 
 namespace clt {
 
@@ -36,7 +38,8 @@ class ColumnStatistics;
 class DatasetWriter {
   public:
     /// Starts a data set or continues an unfinished one. Throws UserError when the folder cannot be
-    /// written, or holds a data set (also an unfinished one) made with other settings. Collective.
+    /// written, is in use by another job, or holds a data set (also an unfinished one) made with
+    /// other settings. Collective.
     DatasetWriter(const DatasetWriterConfig& config, const Communicator& communicator);
     DatasetWriter(DatasetWriter&&) noexcept;
     ~DatasetWriter();
@@ -67,6 +70,7 @@ class DatasetWriter {
 
     DatasetWriterConfig config_;
     Communicator communicator_;
+    std::optional<FolderLock> lock_;
     std::vector<Index> rows_;  // by chunk
     std::string caller_state_;
     std::unique_ptr<ColumnStatistics> statistics_;

@@ -87,6 +87,7 @@ struct GenerateJob {
     LanguageModelConfig model;
     TextConfig text;
     ActivationsConfig data;
+    WatchConfig run;
 
     template <class V>
     void tables(V& v) {
@@ -94,6 +95,7 @@ struct GenerateJob {
         v("model", model, "The language model and where it is tapped");
         v("text", text, "What it reads");
         v("data", data, "The data set");
+        v("run", run, "What the job does when something goes wrong");
     }
 };
 

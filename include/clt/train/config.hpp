@@ -119,12 +119,13 @@ struct LogConfig {
     }
 };
 
-struct RunConfig {
+struct RunConfig : WatchConfig {
     std::string on_nonfinite = "stop";
     Index nonfinite_limit = 20;
 
     template <class V>
     void fields(V& v) {
+        WatchConfig::fields(v);
         v("on_nonfinite", on_nonfinite, rule::one_of({"stop", "skip"}) | rule::free(),
           "When a number is not finite. stop: the run ends (exit code 2) and says what it was; the "
           "checkpoints stay as they are. skip: a step whose loss or gradient norm is not finite "

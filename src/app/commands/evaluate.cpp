@@ -2,6 +2,7 @@
 
 #include "app/command.hpp"
 #include "app/job_file.hpp"
+#include "clt/comm/heartbeat.hpp"
 #include "clt/io/file.hpp"
 
 namespace clt {
@@ -10,6 +11,7 @@ namespace {
 int run(const Arguments& arguments, const Communicator& world, Workers& workers) {
     auto job = read_job<EvaluateJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "evaluate");
+    Heartbeat::set_timeout(static_cast<double>(job.run.timeout_s));
     const std::unique_ptr<Backend> backend =
         make_backend(job.job.backend, world, job.job.precision);
     evaluate(job, *backend, world, workers);

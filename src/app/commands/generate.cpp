@@ -4,6 +4,7 @@
 #include "app/job_file.hpp"
 #include "clt/base/log.hpp"
 #include "clt/base/stop.hpp"
+#include "clt/comm/heartbeat.hpp"
 
 namespace clt {
 namespace {
@@ -11,6 +12,7 @@ namespace {
 int run(const Arguments& arguments, const Communicator& world, Workers& /*workers*/) {
     auto job = read_job<GenerateJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "generate");
+    Heartbeat::set_timeout(static_cast<double>(job.run.timeout_s));
     const std::unique_ptr<Backend> backend =
         make_backend(job.job.backend, world, job.job.precision);
     const GenerateResult result = generate(job, *backend, world);

@@ -2,6 +2,7 @@
 
 #include "app/command.hpp"
 #include "app/job_file.hpp"
+#include "clt/comm/heartbeat.hpp"
 
 namespace clt {
 namespace {
@@ -20,6 +21,7 @@ void refuse_contradictions(const Arguments& arguments) {
 int run(const Arguments& arguments, const Communicator& world, Workers& workers) {
     auto job = read_job<TrainJob>(
         load_job_source(arguments.positional(0), arguments.values("set"), world), "train");
+    Heartbeat::set_timeout(static_cast<double>(job.run.timeout_s));
     TrainOptions options;
     // Rank 0's words for all: a relative path may become another absolute one on another host.
     options.resolved_job = world.broadcast(resolved_text(tables_of(job)));
