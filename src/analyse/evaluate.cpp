@@ -1,6 +1,5 @@
 #include "clt/analyse/evaluate.hpp"
 
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "clt/base/log.hpp"
@@ -17,7 +16,9 @@ namespace clt {
 namespace {
 
 CheckpointInfo find_checkpoint(const std::string& path, const Communicator& all) {
-    if (!all.broadcast(std::filesystem::is_directory(path))) return inspect_checkpoint(path, all);
+    bool folder = false;
+    all.together([&] { folder = is_folder(path); });
+    if (!all.broadcast(folder)) return inspect_checkpoint(path, all);
     std::optional<CheckpointInfo> newest = find_newest_checkpoint(path, all);
     if (!newest) user_error("[evaluate] checkpoint = {}: no whole checkpoint in this folder", path);
     return *std::move(newest);
@@ -57,7 +58,9 @@ void write_results(const EvaluateJob& job, const CheckpointInfo& checkpoint,
     results["grid"] = {{"data", grid.data_parts()}, {"feature", grid.feature_parts()}};
     results["backend"] = backend.name();
     results["revision"] = revision();
-    write_file(job.job.output + "/results.json", results.dump(2) + "\n");
+    // Paths need not be UTF-8, JSON must.
+    constexpr auto replace = nlohmann::ordered_json::error_handler_t::replace;
+    write_file(job.job.output + "/results.json", results.dump(2, ' ', false, replace) + "\n");
 }
 
 }  // namespace

@@ -2,12 +2,14 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <filesystem>
 
 #include "analyse/inspect_parts.hpp"
 #include "clt/base/error.hpp"
+#include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 
 namespace clt {
@@ -17,22 +19,19 @@ namespace fs = std::filesystem;
 
 enum class Kind : int { dataset, run, checkpoint, chunk, safetensors };
 
-bool holds_checkpoints(const fs::path& folder) {
-    std::error_code code;
-    for (fs::directory_iterator entry(folder, code), end; !code && entry != end;
-         entry.increment(code)) {
-        const std::string name = entry->path().filename().string();
-        if (name.starts_with("step_") && name.ends_with(".h5")) return true;
-    }
-    return false;
+bool holds_checkpoints(const std::string& folder) {
+    const std::vector<std::string> names = names_in(folder);
+    return std::any_of(names.begin(), names.end(), [](const std::string& name) {
+        return name.starts_with("step_") && name.ends_with(".h5");
+    });
 }
 
 // Rank 0 alone.
 Kind kind_of(const std::string& path) {
-    if (!fs::exists(path)) user_error("{}: no such file or folder", path);
-    if (fs::is_directory(path)) {
-        if (fs::exists(fs::path(path) / "metadata.json")) return Kind::dataset;
-        if (fs::exists(fs::path(path) / "checkpoints") || holds_checkpoints(path)) return Kind::run;
+    if (!path_exists(path)) user_error("{}: no such file or folder", path);
+    if (is_folder(path)) {
+        if (path_exists(path + "/metadata.json")) return Kind::dataset;
+        if (path_exists(path + "/checkpoints") || holds_checkpoints(path)) return Kind::run;
         user_error(
             "{}: a folder, but neither an activation data set (no metadata.json) nor a run (no "
             "checkpoints)",

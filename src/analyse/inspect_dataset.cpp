@@ -1,7 +1,6 @@
 // Activation data sets and their chunks.
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -9,13 +8,12 @@
 #include "analyse/inspect_parts.hpp"
 #include "clt/base/error.hpp"
 #include "clt/data/dataset.hpp"
+#include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 #include "clt/io/json.hpp"
 
 namespace clt {
 namespace {
-
-namespace fs = std::filesystem;
 
 // What a rank holds of a chunk at a time.
 constexpr Index staging_bytes = Index{64} << 20;
@@ -119,11 +117,8 @@ std::vector<std::string> strays(const ActivationDataset& dataset) {
     std::set<std::string> listed;
     for (const ChunkInfo& chunk : dataset.chunks()) listed.insert(file_name(chunk.path));
     std::vector<std::string> found;
-    for (const auto& entry : fs::directory_iterator(dataset.path())) {
-        const std::string name = entry.path().filename().string();
+    for (const std::string& name : names_in(dataset.path()))
         if (name.starts_with("chunk_") && !listed.contains(name)) found.push_back(name);
-    }
-    std::sort(found.begin(), found.end());
     return found;
 }
 

@@ -40,13 +40,10 @@ void describe_model(const CheckpointInfo& info, std::vector<std::string>& out) {
 
 // step_<number>.h5 in a folder, by number. Rank 0.
 std::vector<std::string> checkpoints_in(const std::string& folder) {
-    std::vector<std::string> names;
-    std::error_code code;
-    for (fs::directory_iterator entry(folder, code), end; !code && entry != end;
-         entry.increment(code)) {
-        const std::string name = entry->path().filename().string();
-        if (name.starts_with("step_") && name.ends_with(".h5")) names.push_back(name);
-    }
+    std::vector<std::string> names = names_in(folder);
+    std::erase_if(names, [](const std::string& name) {
+        return !name.starts_with("step_") || !name.ends_with(".h5");
+    });
     // step_9.h5 before step_10.h5: shorter names first.
     std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
         return a.size() != b.size() ? a.size() < b.size() : a < b;
@@ -79,9 +76,15 @@ Inspection inspect_checkpoint_file(const std::string& path, bool verify, const C
 
 Inspection inspect_run(const std::string& folder, bool verify, const Communicator& all) {
     const std::string below = folder + "/checkpoints";
-    const std::string where = all.broadcast(fs::exists(below) ? below : folder);
-    const std::vector<std::string> names =
-        broadcast_list(all.rank() == 0 ? checkpoints_in(where) : std::vector<std::string>(), all);
+    std::string where;
+    std::vector<std::string> names;
+    all.together([&] {
+        if (all.rank() != 0) return;
+        where = path_exists(below) ? below : folder;
+        names = checkpoints_in(where);
+    });
+    where = all.broadcast(where);
+    names = broadcast_list(names, all);
     Inspection out;
     out.lines.push_back(fmt::format("{}: run of clt train", folder));
     std::optional<CheckpointInfo> newest;
@@ -105,7 +108,7 @@ Inspection inspect_run(const std::string& folder, bool verify, const Communicato
         describe_model(*newest, out.lines);
     }
     all.together([&] {
-        if (all.rank() != 0 || !fs::exists(folder + "/metrics.jsonl")) return;
+        if (all.rank() != 0 || !path_exists(folder + "/metrics.jsonl")) return;
         const std::string metrics = read_file(folder + "/metrics.jsonl");
         out.lines.push_back(fmt::format("metrics.jsonl: {} records",
                                         std::count(metrics.begin(), metrics.end(), '\n')));

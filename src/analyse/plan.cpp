@@ -1,11 +1,11 @@
 #include "clt/analyse/plan.hpp"
 
 #include <algorithm>
-#include <filesystem>
 
 #include "clt/backend/backend.hpp"
 #include "clt/backend/cuda_sizes.hpp"
 #include "clt/base/error.hpp"
+#include "clt/io/file.hpp"
 #include "clt/memory/available.hpp"
 #include "clt/train/cost_query.hpp"
 
@@ -85,7 +85,9 @@ Plan make_plan(const TrainJob& job, const PlanOptions& options, const Communicat
     DataShape data;
     data.layers = options.layers;
     data.d_model = options.d_model;
-    if (options.layers == 0 && !world.broadcast(std::filesystem::exists(job.data.path)))
+    bool found = false;
+    world.together([&] { found = path_exists(job.data.path); });
+    if (options.layers == 0 && !world.broadcast(found))
         user_error(
             "[data] path = {}: no such folder; before there is a data set give --layers and "
             "--d-model",

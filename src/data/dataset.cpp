@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "clt/base/error.hpp"
@@ -18,7 +17,6 @@ namespace clt {
 namespace {
 
 using nlohmann::json;
-namespace fs = std::filesystem;
 
 std::optional<Index> whole_number(std::string_view text) {
     Index value = 0;
@@ -94,17 +92,16 @@ struct SmallFiles {
 };
 
 SmallFiles read_small_files(const std::string& path) {
-    if (!fs::is_directory(path))
-        user_error("{}: no such folder, expected an activation data set", path);
+    if (!is_folder(path)) user_error("{}: no such folder, expected an activation data set", path);
     for (const char* name : {"metadata.json", "index.bin"})
-        if (!fs::exists(fs::path(path) / name))
+        if (!path_exists(path + "/" + name))
             user_error(
                 "{}: not an activation data set: {} is missing (was its generation finished?)",
                 path, name);
     SmallFiles files;
     files.metadata = read_file(path + "/metadata.json", json_file_bytes);
     files.index = read_file(path + "/index.bin");
-    if (fs::exists(path + "/norm_stats.json"))
+    if (path_exists(path + "/norm_stats.json"))
         files.stats = read_file(path + "/norm_stats.json", json_file_bytes);
     return files;
 }
@@ -115,7 +112,7 @@ std::string chunk_path(const std::string& folder, Index id, const std::string& s
 
 std::string chunk_suffix(const std::string& folder, Index id) {
     for (const char* suffix : {".h5", ".hdf5"})
-        if (fs::exists(chunk_path(folder, id, suffix))) return suffix;
+        if (path_exists(chunk_path(folder, id, suffix))) return suffix;
     user_error("{}: missing, but index.bin lists it", chunk_path(folder, id, ".hdf5"));
 }
 

@@ -10,10 +10,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <span>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/log.hpp"
-#include "io/descriptor.hpp"
+#include "clt/io/descriptor.hpp"
 
 namespace clt {
 
@@ -25,6 +27,59 @@ std::string read_file(const std::string& path, Index most_bytes) {
     std::string bytes(static_cast<std::size_t>(size), '\0');
     file.read_at(0, bytes.data(), static_cast<Index>(bytes.size()));
     return bytes;
+}
+
+bool path_exists(const std::string& path) {
+    std::error_code code;
+    const bool found = std::filesystem::exists(path, code);
+    if (code) user_error("{}: cannot be read: {}", path, code.message());
+    return found;
+}
+
+bool is_folder(const std::string& path) {
+    std::error_code code;
+    const std::filesystem::file_status status = std::filesystem::status(path, code);
+    if (std::filesystem::exists(status)) return std::filesystem::is_directory(status);
+    if (status.type() != std::filesystem::file_type::not_found)
+        user_error("{}: cannot be read: {}", path, code.message());
+    return false;
+}
+
+Index size_of_file(const std::string& path) {
+    return Descriptor(path, O_RDONLY, "read").size();
+}
+
+std::vector<std::string> names_in(const std::string& folder) {
+    std::vector<std::string> names;
+    std::error_code code;
+    for (std::filesystem::directory_iterator entry(folder, code), end; !code && entry != end;
+         entry.increment(code))
+        names.push_back(entry->path().filename().string());
+    if (code) user_error("{}: the folder cannot be read: {}", folder, code.message());
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+void remove_file(const std::string& path) {
+    std::error_code code;
+    std::filesystem::remove(path, code);
+    if (code) user_error("{}: cannot be removed: {}", path, code.message());
+}
+
+std::uint64_t checksum_of_file(const std::string& path, Shard range) {
+    constexpr Index word_bytes = sizeof(std::uint64_t);
+    constexpr Index piece_bytes = Index{1} << 20;
+    CLT_CHECK(range.begin % word_bytes == 0);
+    const Descriptor file(path, O_RDONLY, "read");
+    std::vector<std::byte> piece(static_cast<std::size_t>(std::min(piece_bytes, range.size())));
+    std::uint64_t sum = 0;
+    for (Index at = range.begin; at < range.end; at += piece_bytes) {
+        const Index bytes = std::min(piece_bytes, range.end - at);
+        file.read_at(at, piece.data(), bytes);
+        sum +=
+            checksum_of(std::span(piece).first(static_cast<std::size_t>(bytes)), at / word_bytes);
+    }
+    return sum;
 }
 
 void write_file(const std::string& path, const std::string& bytes) {
@@ -97,6 +152,7 @@ void make_writable_folder(const std::string& path) {
 }
 
 JsonLines::JsonLines(const std::string& path, std::optional<Index> keep_bytes) : path_(path) {
+    Descriptor(path, O_WRONLY | O_CREAT, "written").close();  // refuses a pipe, which would wait
     descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (descriptor_ < 0) file_error(path_, "written");
     const off_t length = ::lseek(descriptor_, 0, SEEK_END);

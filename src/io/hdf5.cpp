@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "clt/base/error.hpp"
+#include "clt/io/descriptor.hpp"
 #include "clt/io/file.hpp"
-#include "io/descriptor.hpp"
 #include "io/hdf5_call.hpp"
 
 namespace clt {

@@ -71,10 +71,9 @@ class JsonParser {
     // What fails at its first bytes may be no JSON at all.
     void refuse_other_kind() const {
         constexpr std::size_t first_bytes = 16;
-        constexpr std::size_t head_bytes = 512;
         if (at_ >= first_bytes) return;
-        if (const auto kind = content_kind(text_.substr(0, head_bytes)))
-            user_error("{}: is {}; expected JSON in UTF-8", name_, *kind);
+        if (const auto content = content_of(text_.substr(0, content_bytes)))
+            user_error("{}: is {}; expected JSON", name_, sentence_of(*content, name_));
     }
     [[noreturn]] void refuse_root() {
         refuse_other_kind();

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "clt/base/error.hpp"
+#include "clt/io/content.hpp"
+#include "clt/io/descriptor.hpp"
 #include "clt/io/json.hpp"
-#include "io/descriptor.hpp"
 
 namespace clt {
 namespace {
@@ -57,10 +59,17 @@ SafetensorsEntry parse_entry(const std::string& where, const JsonObject& value, 
 SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path) {
     const Descriptor file(path, O_RDONLY, "read");
     const Index length = file.size();
+    std::string head(static_cast<std::size_t>(std::min(length, content_bytes)), '\0');
+    file.read_at(0, head.data(), static_cast<Index>(head.size()));
+    if (head.empty()) user_error("{}: is empty (0 bytes): it was not fetched whole", path);
+    constexpr std::size_t least_signature = 4;  // the first bytes of a header's length are anything
+    const auto content = content_of(head, least_signature);
+    if (content && content->what != "a safetensors file")
+        user_error("{}: holds {}, expected a safetensors file", path, sentence_of(*content, path));
     std::uint64_t announced = 0;
     if (length < prefix_bytes)
         user_error("{}: {} bytes are too few for a safetensors file", path, length);
-    file.read_at(0, &announced, prefix_bytes);
+    std::memcpy(&announced, head.data(), prefix_bytes);
     if (announced > static_cast<std::uint64_t>(max_header_bytes))
         user_error("{}: not a safetensors file (its header would take {} bytes)", path, announced);
     const auto header_bytes = static_cast<Index>(announced);
@@ -109,10 +118,16 @@ std::vector<float> SafetensorsFile::read(const std::string& name) const {
     if (entry.dtype == "F32") type = DType::float32;
     if (entry.dtype == "F16") type = DType::float16;
     if (entry.dtype == "BF16") type = DType::bfloat16;
-    if (!type)
-        user_error("{}: tensor \"{}\" is {}, expected F32, F16 or BF16", path_, name, entry.dtype);
-
     const Descriptor file(path_, O_RDONLY, "read");
+    if (entry.dtype == "F64") {
+        std::vector<double> wide(static_cast<std::size_t>((entry.end - entry.begin) / 8));
+        file.read_at(entry.begin, wide.data(), entry.end - entry.begin);
+        return {wide.begin(), wide.end()};
+    }
+    if (!type)
+        user_error("{}: tensor \"{}\" is {}, expected F64, F32, F16 or BF16", path_, name,
+                   entry.dtype);
+
     const Index count = (entry.end - entry.begin) / size_of(*type);
     std::vector<float> values(static_cast<std::size_t>(count));
     if (*type == DType::float32) {

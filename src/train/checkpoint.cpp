@@ -239,11 +239,9 @@ void prune_checkpoints(const std::string& folder, Index keep, const std::string&
     for (std::size_t i = 0; i < newest_first.size(); ++i)
         if (static_cast<Index>(i) >= keep && fs::path(newest_first[i]).filename() != best)
             doomed.push_back(newest_first[i]);
-    for (const auto& entry : fs::directory_iterator(folder)) {
-        const std::string name = entry.path().filename().string();
+    for (const std::string& name : names_in(folder))
         if (name.starts_with("step_") && name.ends_with(std::string(".h5") + temporary_suffix))
-            doomed.push_back(entry.path().string());
-    }
+            doomed.push_back((fs::path(folder) / name).string());
     for (const std::string& path : doomed) {
         std::error_code code;
         fs::remove(path, code);

@@ -1,10 +1,15 @@
 // Small files and safetensors: whole or not at all, and a sentence for everything that is wrong.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
+#include "clt/io/descriptor.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/safetensors.hpp"
 #include "support/file_size_limit.hpp"
@@ -143,6 +148,96 @@ TEST(Safetensors, ReadsFloatsOfAllThreeTypes) {
     EXPECT_EQ(message_of<UserError>([&] { file.read("d"); }), path + ": has no tensor \"d\"");
 }
 
+// Stands in for pread: fails a number of times, then reads.
+int failures_left = 0;
+int failure_code = 0;
+std::vector<double> pauses;
+ssize_t failing_read(int fd, void* out, std::size_t bytes, off_t offset) {
+    if (failures_left > 0) {
+        --failures_left;
+        errno = failure_code;
+        return -1;
+    }
+    return ::pread(fd, out, bytes, offset);
+}
+
+TEST(Descriptor, WhatFailsForAMomentIsReadAgain) {
+    const Scratch scratch;
+    const std::string path = scratch / "a";
+    write_file(path, "content");
+    const ReadCalls real =
+        replace_read_calls({&failing_read, [](double seconds) { pauses.push_back(seconds); }});
+    for (const int code : {EIO, ESTALE, EAGAIN}) {
+        const Index before = repeated_reads();
+        pauses.clear();
+        failure_code = code;
+        failures_left = 4;
+        EXPECT_EQ(read_file(path), "content");
+        EXPECT_EQ(repeated_reads() - before, 4);
+        EXPECT_EQ(pauses, (std::vector<double>{0.05, 0.2, 0.8, 3.2}));
+    }
+    failure_code = EINTR;  // a signal is no failure
+    failures_left = 20;
+    pauses.clear();
+    EXPECT_EQ(read_file(path), "content");
+    EXPECT_TRUE(pauses.empty());
+    failure_code = EIO;
+    failures_left = 1000;
+    EXPECT_EQ(message_of<UserError>([&] { read_file(path); }),
+              path + ": cannot be read: Input/output error");
+    failures_left = 1000;
+    failure_code = EISDIR;
+    pauses.clear();
+    EXPECT_EQ(message_of<UserError>([&] { read_file(path); }),
+              path + ": cannot be read: Is a directory");
+    EXPECT_TRUE(pauses.empty());
+    failures_left = 0;
+    replace_read_calls(real);
+}
+
+// Opening a pipe waits for its other end, which may never come.
+TEST(Descriptor, PipesAndDevicesAreRefused) {
+    const Scratch scratch;
+    const std::string path = scratch / "pipe";
+    ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+    EXPECT_EQ(message_of<UserError>([&] { read_file(path); }),
+              path + ": is a pipe, expected a file");
+    EXPECT_EQ(message_of<UserError>([&] { JsonLines unused(path); }),
+              path + ": is a pipe or a device, expected a file");
+    EXPECT_EQ(message_of<UserError>([] { read_file("/dev/zero"); }),
+              "/dev/zero: is a device, expected a file");
+}
+
+TEST(Paths, WhatTheSystemRefusesIsOneSentence) {
+    const Scratch scratch;
+    const std::string loop = scratch / "loop";
+    ASSERT_EQ(::symlink(loop.c_str(), loop.c_str()), 0);
+    const std::string words = loop + ": cannot be read: Too many levels of symbolic links";
+    EXPECT_EQ(message_of<UserError>([&] { path_exists(loop); }), words);
+    EXPECT_EQ(message_of<UserError>([&] { is_folder(loop); }), words);
+    EXPECT_EQ(message_of<UserError>([&] { size_of_file(loop); }), words);
+    EXPECT_NE(message_of<UserError>([&] { names_in(loop); }).find("symbolic links"),
+              std::string::npos);
+    EXPECT_FALSE(path_exists(scratch / "none"));
+    EXPECT_FALSE(path_exists(scratch / "none/below"));
+    EXPECT_FALSE(is_folder(scratch / "none"));
+    EXPECT_TRUE(is_folder(scratch.path()));
+    EXPECT_NO_THROW(remove_file(scratch / "none"));
+    EXPECT_EQ(names_in(scratch.path()), std::vector<std::string>{"loop"});
+}
+
+TEST(Checksum, PartsOfAFileSumUp) {
+    const Scratch scratch;
+    std::string bytes(100003, 'a');
+    for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * i % 251);
+    write_file(scratch / "a", bytes);
+    const auto n = static_cast<Index>(bytes.size());
+    EXPECT_EQ(checksum_of_file(scratch / "a", {0, n}), checksum_of(bytes));
+    EXPECT_EQ(
+        checksum_of_file(scratch / "a", {0, 4096}) + checksum_of_file(scratch / "a", {4096, n}),
+        checksum_of(bytes));
+}
+
 TEST(Safetensors, RefusesWhateverDoesNotAddUp) {
     const Scratch scratch;
     const std::string path = scratch / "m.safetensors";
@@ -181,7 +276,7 @@ TEST(Safetensors, RefusesWhateverDoesNotAddUp) {
     write_file(
         path, safetensors(R"({"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}})", "12345678"));
     EXPECT_EQ(message_of<UserError>([&] { SafetensorsFile(path).read("a"); }),
-              path + ": tensor \"a\" is I64, expected F32, F16 or BF16");
+              path + ": tensor \"a\" is I64, expected F64, F32, F16 or BF16");
 }
 
 }  // namespace

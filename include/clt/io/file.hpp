@@ -15,6 +15,20 @@ namespace clt {
 /// most_bytes).
 std::string read_file(const std::string& path,
                       Index most_bytes = std::numeric_limits<Index>::max());
+/// As std::filesystem has them; its exceptions (a folder without permission, a loop of links) are
+/// UserErrors that name the path.
+bool path_exists(const std::string& path);
+bool is_folder(const std::string& path);
+Index size_of_file(const std::string& path);
+/// Sorted.
+std::vector<std::string> names_in(const std::string& folder);
+/// Does nothing when there is none.
+void remove_file(const std::string& path);
+
+/// checksum_of the bytes [range) of a file; range.begin is a multiple of 8, so that parts may be
+/// summed. Throws UserError when the file ends before.
+std::uint64_t checksum_of_file(const std::string& path, Shard range);
+
 /// Replaces `path` atomically. Throws UserError naming the file and the cause (full disk, no
 /// permission).
 void write_file(const std::string& path, const std::string& bytes);
