@@ -75,8 +75,8 @@ Index line_of(std::string_view text, std::size_t at) {
 
 /// What the parser would say of in words about characters, or not survive.
 void check_text(std::string_view text, const std::string& name) {
-    if (const auto kind = content_kind(text.substr(0, 512)))
-        user_error("{}: is {}, expected a TOML file in UTF-8", name, *kind);
+    if (const auto content = content_of(text.substr(0, content_bytes)))
+        user_error("{}: is {}, expected a TOML file in UTF-8", name, sentence_of(*content, name));
     if (const std::size_t zero = text.find('\0'); zero != std::string_view::npos)
         user_error("{}:{}: has a byte 0, expected a TOML file", name, line_of(text, zero));
     if (const std::size_t valid = valid_utf8_prefix(text); valid != text.size())

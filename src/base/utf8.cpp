@@ -1,11 +1,14 @@
 #include "clt/base/utf8.hpp"
 
+#include <cstring>
+
 namespace clt {
 namespace {
 
 struct Scan {
     std::size_t length = 0;  // bytes of the character, or of the maximal broken part
     bool valid = false;
+    bool cut = false;  // the text ends within it
 };
 
 // One character or broken part at text[at]. Ranges of the second byte: the Unicode Standard,
@@ -23,7 +26,8 @@ Scan scan(std::string_view text, std::size_t at) {
     if (lead == 0xF0) low = 0x90;
     if (lead == 0xF4) high = 0x8F;
     for (std::size_t i = 1; i < length; ++i) {
-        if (at + i >= text.size() || byte(at + i) < low || byte(at + i) > high) return {i, false};
+        if (at + i >= text.size()) return {i, false, true};
+        if (byte(at + i) < low || byte(at + i) > high) return {i, false};
         low = 0x80;
         high = 0xBF;
     }
@@ -33,8 +37,16 @@ Scan scan(std::string_view text, std::size_t at) {
 }  // namespace
 
 std::size_t valid_utf8_prefix(std::string_view text) {
+    constexpr std::uint64_t beyond_ascii = 0x8080808080808080U;
     std::size_t at = 0;
     while (at < text.size()) {
+        std::uint64_t word = 0;
+        while (at + sizeof word <= text.size()) {  // ASCII, eight at a time
+            std::memcpy(&word, text.data() + at, sizeof word);
+            if ((word & beyond_ascii) != 0) break;
+            at += sizeof word;
+        }
+        if (at == text.size()) break;
         const Scan next = scan(text, at);
         if (!next.valid) return at;
         at += next.length;
@@ -45,6 +57,10 @@ std::size_t valid_utf8_prefix(std::string_view text) {
 std::size_t utf8_length(std::string_view text) {
     const Scan first = scan(text, 0);
     return first.valid ? first.length : 0;
+}
+
+bool utf8_cut(std::string_view tail) {
+    return scan(tail, 0).cut;
 }
 
 std::string repair_utf8(std::string_view text) {

@@ -7,7 +7,7 @@
 
 #include "clt/base/error.hpp"
 #include "clt/io/json.hpp"
-#include "lm/byte_stream.hpp"
+#include "lm/text_stream.hpp"
 #include "lm/token_files.hpp"
 
 namespace clt {
@@ -17,6 +17,8 @@ constexpr std::size_t fragment_bytes = std::size_t{1} << 18;
 // A text without white space for this long is cut anyway, between characters.
 constexpr std::size_t longest_fragment_bytes = std::size_t{1} << 24;
 constexpr std::size_t read_bytes = std::size_t{1} << 18;
+// Nobody's documents are longer, and a line is in memory several times.
+constexpr std::size_t longest_line_bytes = std::size_t{1} << 28;
 
 bool is_ascii_white(char c) {
     return c == ' ' || (c >= '\t' && c <= '\r');
@@ -44,8 +46,8 @@ std::size_t forced_place(std::string_view text, std::size_t limit) {
 
 class TextDocuments final : public DocumentSource {
   public:
-    TextDocuments(const std::string& path, std::string separator)
-        : stream_(open_byte_stream(path)), separator_(std::move(separator)) {}
+    TextDocuments(const std::string& path, const TextConfig& config)
+        : stream_(open_text_stream(path, config.encoding)), separator_(config.document_separator) {}
 
     std::optional<Fragment> next() override {
         while (true) {
@@ -105,25 +107,30 @@ class TextDocuments final : public DocumentSource {
 
 class JsonLineDocuments final : public DocumentSource {
   public:
-    JsonLineDocuments(const std::string& path, std::string column)
-        : path_(path), column_(std::move(column)), stream_(open_byte_stream(path)) {}
+    JsonLineDocuments(const std::string& path, const TextConfig& config)
+        : path_(path), column_(config.column), stream_(open_text_stream(path, config.encoding)) {}
 
     std::optional<Fragment> next() override {
-        while (rest_.empty()) {
+        while (given_ == document_.size()) {
             const std::optional<std::string> line = next_line();
             if (!line) return std::nullopt;
-            ++line_;
             if (is_blank(*line)) continue;
-            rest_ = text_of(*line);
-            if (is_blank(rest_)) rest_.clear();
+            check_one_line(*line);
+            document_ = text_of(*line);
+            given_ = is_blank(document_) ? document_.size() : 0;
             starts_document_ = true;
         }
-        std::size_t length = rest_.size();
-        if (length > 2 * fragment_bytes)
-            if (const std::size_t at = cut_place(rest_, fragment_bytes); at > 0) length = at;
-        Fragment fragment{std::exchange(starts_document_, false), rest_.substr(0, length), {}};
-        rest_.erase(0, length);
-        return fragment;
+        const std::string_view rest = std::string_view(document_).substr(given_);
+        std::size_t length = rest.size();
+        if (length > 2 * fragment_bytes) {
+            if (const std::size_t at = cut_place(rest, fragment_bytes); at > 0)
+                length = at;
+            else if (length > longest_fragment_bytes)
+                length = forced_place(rest, longest_fragment_bytes);
+        }
+        given_ += length;
+        return Fragment{
+            std::exchange(starts_document_, false), std::string(rest.substr(0, length)), {}};
     }
 
   private:
@@ -134,8 +141,12 @@ class JsonLineDocuments final : public DocumentSource {
             if (end != std::string::npos) {
                 std::string line = buffer_.substr(begin_, end - begin_);
                 begin_ = end + 1;
+                ++line_;
                 return line;
             }
+            if (buffer_.size() - begin_ > longest_line_bytes)
+                user_error("{}:{}: the line has more than {} bytes, expected one document a line",
+                           path_, line_ + 1, longest_line_bytes);
             buffer_.erase(0, std::exchange(begin_, 0));
             searched = buffer_.size();
             buffer_.resize(searched + read_bytes);
@@ -143,9 +154,24 @@ class JsonLineDocuments final : public DocumentSource {
             buffer_.resize(searched + static_cast<std::size_t>(got));
             if (got == 0) {
                 if (buffer_.empty()) return std::nullopt;
+                ++line_;
                 return std::exchange(buffer_, {});
             }
         }
+    }
+    // A .json file under the name of a .jsonl.
+    void check_one_line(const std::string& line) const {
+        const std::size_t first = line.find_first_not_of(" \t\r");
+        const bool alone = line.find_first_not_of(" \t\r", first + 1) == std::string::npos;
+        if (line[first] == '[' && line_ == 1)
+            user_error(
+                "{}: is a JSON list, expected an object a line: jq -c '.[]' makes such a file",
+                path_);
+        if (line[first] == '{' && alone)
+            user_error(
+                "{}:{}: an object over several lines, expected one a line: jq -c . makes such a "
+                "file",
+                path_, line_);
     }
     std::string text_of(const std::string& line) const {
         const JsonObject json = JsonObject::parse_line(line, path_, line_);
@@ -166,13 +192,27 @@ class JsonLineDocuments final : public DocumentSource {
     std::string buffer_;
     std::size_t begin_ = 0;
     Index line_ = 0;
-    std::string rest_;  // of the current document
+    std::string document_;
+    std::size_t given_ = 0;  // bytes of it
     bool starts_document_ = true;
 };
 
 }  // namespace
 
 TextFormat text_format(const std::string& path) {
+    for (const std::string_view end : {".incomplete", ".part", ".partial", ".crdownload",
+                                       ".download", ".aria2", ".tmp", ".lock"})
+        if (path.ends_with(end))
+            user_error("{}: by its name a download that did not end: fetch it again", path);
+    for (const std::string_view end :
+         {".xz", ".bz2", ".lz4", ".lzma", ".zip", ".7z", ".tar", ".tgz"})
+        if (path.ends_with(end))
+            user_error("{}: {} is not read: unpack it, or compress it anew with zstd or gzip", path,
+                       end);
+    for (const std::string_view end : {".parquet", ".arrow", ".json", ".csv", ".tsv"})
+        if (path.ends_with(end))
+            user_error("{}: {} is not read: write its text as .jsonl, one object a line", path,
+                       end);
     std::string_view name = path;
     for (const std::string_view packed : {".gz", ".zst"})
         if (name.ends_with(packed)) name.remove_suffix(packed.size());
@@ -190,9 +230,9 @@ std::unique_ptr<DocumentSource> open_documents(const std::string& path, const Te
                                                Index vocabulary) {
     switch (text_format(path)) {
         case TextFormat::text:
-            return std::make_unique<TextDocuments>(path, config.document_separator);
+            return std::make_unique<TextDocuments>(path, config);
         case TextFormat::json_lines:
-            return std::make_unique<JsonLineDocuments>(path, config.column);
+            return std::make_unique<JsonLineDocuments>(path, config);
         case TextFormat::numpy:
         case TextFormat::binary:
             return open_token_file(path, config, vocabulary);

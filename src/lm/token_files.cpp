@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
-#include <filesystem>
+#include <map>
 
 #include "clt/base/error.hpp"
+#include "clt/io/content.hpp"
+#include "clt/io/file.hpp"
 #include "lm/byte_stream.hpp"
 
 namespace clt {
@@ -20,14 +22,19 @@ struct Layout {
     Index header_bytes = 0;  // before the first id
 };
 
-Index size_of_file(const std::string& path) {
-    std::error_code code;
-    const std::uintmax_t size = std::filesystem::file_size(path, code);
-    if (code) user_error("{}: cannot be read: {}", path, code.message());
-    return static_cast<Index>(size);
-}
-
-Layout binary_layout(const std::string& path, const std::string& type) {
+Layout binary_layout(const std::string& path, const std::string& type, std::string_view head) {
+    // Ids may begin as the short signatures do.
+    constexpr std::size_t least_signature = 6;
+    if (const auto content = content_of(head, least_signature))
+        user_error("{}: holds {}, expected token ids", path, sentence_of(*content, path));
+    std::uint32_t first = 0;
+    std::memcpy(&first, head.data(), std::min(sizeof first, head.size()));
+    for (const std::uint32_t llm_c : {20240520U, 20240801U})
+        if (first == llm_c)
+            user_error(
+                "{}: begins with llm.c's header of 1024 bytes, expected ids alone: tail -c +1025 "
+                "takes it off",
+                path);
     Layout layout;
     layout.bytes = type == "uint16" ? 2 : 4;
     const auto size = size_of_file(path);
@@ -58,7 +65,7 @@ Layout numpy_layout(const std::string& path, ByteStream& stream) {
     unsigned char start[8];
     read(reinterpret_cast<char*>(start), 8);
     if (std::memcmp(start, "\x93NUMPY", 6) != 0 || start[6] < 1 || start[6] > 3)
-        user_error("{}: not a NumPy array", path);
+        user_error("{}: not a NumPy array (.npy, version 1 to 3)", path);
     const Index length_bytes = start[6] == 1 ? 2 : 4;
     unsigned char length[4] = {};
     read(reinterpret_cast<char*>(length), length_bytes);
@@ -71,10 +78,19 @@ Layout numpy_layout(const std::string& path, ByteStream& stream) {
     Layout layout;
     layout.header_bytes = 8 + length_bytes + header_length;
     const std::string_view type = between(header, "'descr': '", "'");
-    if (type != "<u2" && type != "<u4")
-        user_error("{}: element type \"{}\", expected \"<u2\" or \"<u4\" (uint16, uint32)", path,
-                   type);
-    layout.bytes = type == "<u2" ? 2 : 4;
+    static const std::map<std::string_view, Index> widths = {{"|u1", 1}, {"<u2", 2}, {"<u4", 4},
+                                                             {"<i4", 4}, {"<u8", 8}, {"<i8", 8}};
+    const auto width = widths.find(type);
+    if (width == widths.end()) {
+        const char* cure = "save it as array.astype(\"<u4\")";
+        if (type == "|O")
+            cure =
+                "documents of different length: concatenate them, with an id between that "
+                "text.separator_token names";
+        user_error("{}: element type \"{}\", expected whole numbers in little endian: {}", path,
+                   type, cure);
+    }
+    layout.bytes = width->second;
     std::vector<Index> shape;
     const std::string_view list = between(header, "'shape': (", ")");
     for (std::size_t at = 0; at < list.size();) {
@@ -99,13 +115,80 @@ Layout numpy_layout(const std::string& path, ByteStream& stream) {
         fits = fits && !__builtin_mul_overflow(layout.ids, extent, &layout.ids);
     layout.row_ids = shape.size() == 2 ? shape[1] : 0;
     Index id_bytes = 0;
-    fits = fits && !__builtin_mul_overflow(layout.ids, layout.bytes, &id_bytes);
+    Index all_bytes = 0;
+    fits = fits && !__builtin_mul_overflow(layout.ids, layout.bytes, &id_bytes) &&
+           !__builtin_add_overflow(layout.header_bytes, id_bytes, &all_bytes);
     if (!fits) user_error("{}: shape ({}) takes more bytes than any file has", path, list);
     const auto size = size_of_file(path);
-    if (size - layout.header_bytes < id_bytes)
-        user_error("{}: {} bytes, expected {} for shape ({})", path, size,
-                   layout.header_bytes + id_bytes, list);
+    if (size != all_bytes)
+        user_error("{}: {} bytes, expected {} for shape ({}){}", path, size, all_bytes, list,
+                   size < all_bytes ? ": cut, or not fetched whole" : "");
     return layout;
+}
+
+// Ids of `bytes` bytes each, from little endian.
+std::vector<std::uint64_t> ids_from(std::string_view raw, Index bytes) {
+    const auto width = static_cast<std::size_t>(bytes);
+    std::vector<std::uint64_t> ids(raw.size() / width, 0);
+    for (std::size_t i = 0; i < ids.size() * width; ++i)
+        ids[i / width] |= static_cast<std::uint64_t>(static_cast<unsigned char>(raw[i]))
+                          << (8 * (i % width));
+    return ids;
+}
+
+// Whether raw bytes read with another width or order give ids below `vocabulary`, not all of them
+// 0.
+bool plausible(std::string_view raw, Index bytes, bool swapped, Index vocabulary) {
+    std::string copy(raw);
+    const auto width = static_cast<std::size_t>(bytes);
+    if (swapped)
+        for (std::size_t at = 0; at + width <= copy.size(); at += width)
+            std::reverse(copy.begin() + static_cast<std::ptrdiff_t>(at),
+                         copy.begin() + static_cast<std::ptrdiff_t>(at + width));
+    const auto ids = ids_from(copy, bytes);
+    return std::any_of(ids.begin(), ids.end(), [](auto id) { return id != 0; }) &&
+           std::all_of(ids.begin(), ids.end(),
+                       [&](auto id) { return id < static_cast<std::uint64_t>(vocabulary); });
+}
+
+// Nothing in a .bin says how wide its ids are. Read as narrower ones, wide ids have a zero (the
+// high half) behind each; enough of them in a row are no accident.
+void check_width(const std::string& path, std::string_view head, Index bytes, Index vocabulary) {
+    constexpr std::size_t enough = 8;
+    const auto ids = ids_from(head, bytes);
+    if (ids.size() < enough) return;
+    // Every id but those at multiples of `period` is zero.
+    const auto high_halves = [&](std::size_t period) {
+        bool any = false;
+        for (std::size_t i = 0; i < ids.size() / period * period; ++i) {
+            if (i % period != 0 && ids[i] != 0) return false;
+            any = any || ids[i] != 0;
+        }
+        return any;
+    };
+    constexpr std::size_t in_64_bits = 8;
+    if (high_halves(in_64_bits / static_cast<std::size_t>(bytes)))
+        user_error(
+            "{}: looks like 64-bit ids ({} of {} are zero), expected 16 or 32 bits: save them with "
+            "array.astype(\"<u4\") and set text.token_type = \"uint32\"",
+            path, bytes == 2 ? "three" : "one", bytes == 2 ? "four" : "two");
+    if (bytes == 2 && high_halves(2))
+        user_error(
+            "{}: looks like uint32 (every second 16-bit word is zero): set text.token_type = "
+            "\"uint32\"",
+            path);
+    const bool fits = std::all_of(ids.begin(), ids.end(), [&](auto id) {
+        return id < static_cast<std::uint64_t>(vocabulary);
+    });
+    if (fits) return;
+    if (bytes == 4 && plausible(head, 2, false, vocabulary))
+        user_error(
+            "{}: looks like uint16 (its 32-bit ids are not in the vocabulary of {}, its 16-bit ids "
+            "are): set text.token_type = \"uint16\"",
+            path, vocabulary);
+    if (plausible(head, bytes, true, vocabulary))
+        user_error("{}: looks like big endian: save it with array.astype(\"{}\")", path,
+                   bytes == 2 ? "<u2" : "<u4");
 }
 
 class TokenDocuments final : public DocumentSource {
@@ -114,9 +197,17 @@ class TokenDocuments final : public DocumentSource {
         : path_(path),
           vocabulary_(vocabulary),
           separator_(config.separator_token),
-          stream_(open_byte_stream(path)),
-          layout_(text_format(path) == TextFormat::numpy ? numpy_layout(path, *stream_)
-                                                         : binary_layout(path, config.token_type)) {
+          stream_(open_byte_stream(path), content_bytes) {
+        const std::string_view head = stream_.head();
+        if (text_format(path) == TextFormat::numpy) {
+            if (const auto content = content_of(head); content && content->suffix != ".npy")
+                user_error("{}: holds {}, expected a NumPy array", path,
+                           sentence_of(*content, path));
+            layout_ = numpy_layout(path, stream_);
+        } else {
+            layout_ = binary_layout(path, config.token_type, head);
+            check_width(path, head, layout_.bytes, vocabulary);
+        }
     }
 
     std::optional<Fragment> next() override {
@@ -124,10 +215,10 @@ class TokenDocuments final : public DocumentSource {
         fragment.starts_document = starts_document_;
         while (position_ < layout_.ids) {
             if (block_at_ == block_.size()) read_block();
-            const std::uint32_t id = block_[block_at_++];
+            const std::uint64_t id = block_[block_at_++];
             const bool row_ends = layout_.row_ids > 0 && (position_ + 1) % layout_.row_ids == 0;
-            const bool separates = static_cast<Index>(id) == separator_;
-            if (!separates && static_cast<Index>(id) >= vocabulary_)
+            const bool separates = separator_ >= 0 && id == static_cast<std::uint64_t>(separator_);
+            if (!separates && id >= static_cast<std::uint64_t>(vocabulary_))
                 user_error("{}: id {} at place {} is not in the model's vocabulary of {}", path_,
                            id, position_, vocabulary_);
             ++position_;
@@ -147,28 +238,24 @@ class TokenDocuments final : public DocumentSource {
   private:
     void read_block() {
         const Index n = std::min(fragment_ids, layout_.ids - position_);
-        std::vector<unsigned char> bytes(static_cast<std::size_t>(n * layout_.bytes));
+        std::string bytes(static_cast<std::size_t>(n * layout_.bytes), '\0');
         for (std::size_t done = 0; done < bytes.size();) {
-            const Index got = stream_->read(reinterpret_cast<char*>(bytes.data() + done),
-                                            static_cast<Index>(bytes.size() - done));
+            const Index got =
+                stream_.read(bytes.data() + done, static_cast<Index>(bytes.size() - done));
             if (got == 0) user_error("{}: ends early, at place {}", path_, position_);
             done += static_cast<std::size_t>(got);
         }
-        block_.assign(static_cast<std::size_t>(n), 0);
+        block_ = ids_from(bytes, layout_.bytes);
         block_at_ = 0;
-        for (std::size_t i = 0; i < bytes.size(); ++i) {
-            const std::size_t width = static_cast<std::size_t>(layout_.bytes);
-            block_[i / width] |= static_cast<std::uint32_t>(bytes[i]) << (8 * (i % width));
-        }
     }
 
     std::string path_;
     Index vocabulary_;
     Index separator_;
-    std::unique_ptr<ByteStream> stream_;
+    HeadedStream stream_;
     Layout layout_;
     Index position_ = 0;
-    std::vector<std::uint32_t> block_;
+    std::vector<std::uint64_t> block_;
     std::size_t block_at_ = 0;
     bool starts_document_ = true;
 };

@@ -90,8 +90,6 @@ TEST(Documents, ATextFileIsOneDocumentUnlessASeparatorIsGiven) {
     EXPECT_EQ(texts(path, config), (std::vector<std::string>{"one\n\n", "\n\n\n\nthree\n"}));
     write_file(path, " \n ");
     EXPECT_TRUE(texts(path).empty());
-    write_file(path, "");
-    EXPECT_TRUE(texts(path).empty());
 }
 
 TEST(Documents, ManySmallDocumentsBesideALongOneKeepTheirBounds) {
@@ -213,11 +211,41 @@ TEST(Documents, EveryDamageIsOneSentence) {
               "false and null are in lower case");
     const std::string long_text(300000, 'a');
     EXPECT_EQ(refusal("a.txt.gz", gzip(long_text).substr(0, 200)),
-              ": ends in the middle of its compressed data");
+              ": ends after 200 bytes, in the middle of its compressed data: cut, or not fetched "
+              "whole");
     EXPECT_EQ(refusal("a.txt.zst", zstd(long_text).substr(0, 20)),
-              ": ends in the middle of its compressed data");
-    EXPECT_TRUE(refusal("a.txt.gz", "plain").starts_with(": damaged compressed data"));
-    EXPECT_TRUE(refusal("a.txt.zst", "plain").starts_with(": damaged compressed data"));
+              ": ends after 20 bytes, in the middle of its compressed data: cut, or not fetched "
+              "whole");
+    EXPECT_TRUE(refusal("a.txt.gz", "plain").starts_with(": is not gzip data but plain text"));
+    EXPECT_TRUE(refusal("a.txt.zst", "plain").starts_with(": is not zstd data but plain text"));
+    std::string damaged = gzip(long_text);
+    damaged[20] = static_cast<char>(damaged[20] ^ 0xFF);
+    EXPECT_TRUE(refusal("a.txt.gz", damaged).starts_with(": damaged gzip data near byte "));
+    EXPECT_EQ(refusal("a.txt", ""), ": is empty (0 bytes): it was not written or not fetched");
+    EXPECT_EQ(
+        refusal("a.txt.gz", gzip("x") + "junk"),
+        ": its gzip data end at byte 21, and something else follows: cut it off (head -c 21)");
+    EXPECT_EQ(refusal("a.txt", "two\nab\xE9 \n"),
+              ":2: byte 6 (0xE9) is not UTF-8: set text.encoding to what it is (\"latin-1\", "
+              "\"utf-16\", \"cp1252\" or another name of `iconv -l`), or convert the file");
+    EXPECT_EQ(refusal("a.txt", "two\nab\xC3"),
+              ":2: byte 6 (0xC3) begins a character that the file's end cuts");
+    TextConfig wide;
+    wide.encoding = "utf-16";
+    EXPECT_EQ(refusal("a.txt",
+                      std::string("\xFF\xFE"
+                                  "a\0\0\xD8"
+                                  "b\0",
+                                  8),
+                      wide),
+              ":1: byte 4 (0x00) is no character in utf-16, which text.encoding says");
+    EXPECT_EQ(refusal("a.txt",
+                      std::string("\xFF\xFE"
+                                  "a\0b",
+                                  5),
+                      wide),
+              ":1: byte 4 (0x62) begins a character without an end in utf-16, which text.encoding "
+              "says");
     EXPECT_EQ(refusal("a.bin", "abc"),
               ": 3 bytes are no whole number of uint16 ids "
               "(text.token_type)");
@@ -225,9 +253,12 @@ TEST(Documents, EveryDamageIsOneSentence) {
               ": id 100 at place 1 is not in the model's vocabulary of 100");
     EXPECT_EQ(refusal("a.npy", "abc"), ": not a NumPy array: its header is cut");
     EXPECT_EQ(refusal("a.npy", npy("<f4", "(1,)", "abcd")),
-              ": element type \"<f4\", expected \"<u2\" or \"<u4\" (uint16, uint32)");
+              ": element type \"<f4\", expected whole numbers in little endian: save it as "
+              "array.astype(\"<u4\")");
     EXPECT_EQ(refusal("a.npy", npy("<u2", "(2,)", "ab")),
-              ": 130 bytes, expected 132 for shape (2,)");
+              ": 130 bytes, expected 132 for shape (2,): cut, or not fetched whole");
+    EXPECT_EQ(refusal("a.npy", npy("<u2", "(1,)", "abcd")),
+              ": 132 bytes, expected 130 for shape (1,)");
     // 2^64 ids: as 64-bit integers multiply, none.
     EXPECT_EQ(refusal("a.npy", npy("<u2", "(4294967296, 4294967296)", "")),
               ": shape (4294967296, 4294967296) takes more bytes than any file has");
@@ -242,6 +273,40 @@ TEST(Documents, EveryDamageIsOneSentence) {
                   open_documents(scratch / "none.txt", {}, 100);
               }).find("none.txt: cannot be read"),
               std::string::npos);
+}
+
+TEST(Documents, LinesAreBounded) {
+    const Scratch scratch;
+    const std::string path = scratch / "a.jsonl";
+    write_file(path, "{\"text\": \"a\"}\n\"" + std::string((std::size_t{1} << 28) + 10, 'x'));
+    EXPECT_NE(message_of<UserError>([&] { texts(path); }).find("a.jsonl:2: the line has more than"),
+              std::string::npos);
+}
+
+// Characters that the reader's blocks cut are put together again.
+TEST(Documents, EncodingsGiveTheSameText) {
+    const Scratch scratch;
+    std::string utf8 = "x";
+    std::string utf16("\xFF\xFEx\0", 4);
+    std::string latin = "x";
+    for (int i = 0; i < 300000; ++i) {
+        utf8 += "\xC3\xA9";
+        utf16 += std::string("\xE9\0", 2);
+        latin += '\xE9';
+    }
+    TextConfig config;
+    const auto check = [&](const std::string& bytes, const char* encoding) {
+        config.encoding = encoding;
+        write_file(scratch / "a.txt", bytes);
+        EXPECT_EQ(texts(scratch / "a.txt", config), std::vector<std::string>{utf8}) << encoding;
+    };
+    check(utf8, "utf-8");
+    check("\xEF\xBB\xBF" + utf8, "utf-8");
+    check(utf16, "utf-16");
+    check(utf16.substr(2), "utf-16-le");
+    check(utf16.substr(2), "utf-16");
+    check(latin, "latin-1");
+    check(latin, "cp1252");
 }
 
 }  // namespace

@@ -235,8 +235,9 @@ TEST(Job, FilesThatAreNoJob) {
         utf16 += {c, '\0'};
     }
     EXPECT_EQ(problems_in(lines), "nothing thrown");
-    EXPECT_EQ(problems_in(utf16),
-              "a.toml: is UTF-16 text (little endian), expected a TOML file in UTF-8");
+    EXPECT_EQ(
+        problems_in(utf16),
+        "a.toml: is UTF-16 text (little endian): save it as UTF-8, expected a TOML file in UTF-8");
     EXPECT_EQ(problems_in(job + "name = \"caf\xE9\"\n"),
               "a.toml:5: byte 0xE9 is not UTF-8; save the file as UTF-8");
     EXPECT_EQ(problems_in(job + std::string("\0", 1)),

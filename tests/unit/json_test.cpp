@@ -99,14 +99,14 @@ TEST(JsonTest, SaysWhatTheFileIsInstead) {
         {"PK\x03\x04"s, "a zip archive"},
         {"<!DOCTYPE html><html>", "a web page"},
         {"\n<HTML>", "a web page"},
-        {"PAR1"s, "a Parquet table"},
+        {"PAR1\x15"s, "a Parquet table"},
         {"\x93NUMPY\x01"s, "a NumPy array"},
         {"\x89HDF\r\n\x1A\n"s, "an HDF5 file"},
         {"\xFF\xFE{\0}\0"s, "UTF-16 text (little endian)"},
         {"{\0\"\0a\0\"\0:\0 \0001\0}\0"s, "UTF-16 text (little endian, without a mark)"},
         {std::string(64, '\0'), "nothing but zero bytes"},
         {"\x10\x00\x00\x00\x00\x00\x00\x00{\"__meta"s, "a safetensors file"},
-        {"Entry not found", "the answer \"Entry not found\" of a server"},
+        {"Entry not found", "a server's answer \"Entry not found\""},
     };
     for (const auto& [text, kind] : cases)
         EXPECT_EQ(refusal(text).find("a.json: is " + kind), 0U) << refusal(text);

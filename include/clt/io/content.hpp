@@ -6,10 +6,25 @@
 #include <string>
 #include <string_view>
 
+#include "clt/base/types.hpp"
+
 namespace clt {
 
-/// Of the first bytes (some hundreds) of a file: "a Git LFS pointer: fetch the file itself with
-/// `git lfs pull`", "gzip data", "UTF-16 text", ...; nothing when they are none of the kinds known.
-std::optional<std::string> content_kind(std::string_view head);
+struct Content {
+    std::string what;    // "gzip data", "a Git LFS pointer"
+    std::string suffix;  // what the name of such a file ends in, for kinds that clt reads by name
+    std::string cure;    // what to do about it; may be empty
+};
+
+/// How many of a file's first bytes are looked at.
+inline constexpr Index content_bytes = 4096;
+
+/// Of a file's first bytes; nothing when they are none of the kinds known. least_bytes: shorter
+/// signatures do not count (two bytes say little about a file of binary numbers).
+std::optional<Content> content_of(std::string_view head, std::size_t least_bytes = 2);
+
+/// "gzip data: name it BARE.gz", or with the cure. bare: the file's name without what it does not
+/// hold.
+std::string sentence_of(const Content& content, const std::string& bare);
 
 }  // namespace clt

@@ -30,6 +30,7 @@ struct TextConfig {
     std::vector<std::string> files;
     std::string split = "train";
     std::string column = "text";
+    std::string encoding = "utf-8";
     std::string document_separator;
     std::string token_type = "uint16";
     Index separator_token = -1;
@@ -41,6 +42,9 @@ struct TextConfig {
           ".bin");
         v("split", split, rule::any(), "Name of this part of the text, for metadata.json");
         v("column", column, rule::any(), ".jsonl: the key that holds the text");
+        v("encoding", encoding, rule::any(),
+          ".txt and .jsonl: utf-8, latin-1, utf-16 or another name that iconv knows; text that is "
+          "not in it is an error");
         v("document_separator", document_separator, rule::any(),
           ".txt: what stands between documents, e.g. a blank line or <|endoftext|>; empty: a file "
           "is one document");
@@ -71,8 +75,9 @@ struct ActivationsConfig {
           "hold one: 8 * layers * width bytes a token");
         v("target_tokens", target_tokens, rule::at_least(0),
           "Tokens of the whole data set; 0: all there are");
-        v("context_size", context_size, rule::between(3, 1e9),
-          "Longest sequence; longer documents are cut, shorter ones are not joined");
+        v("context_size", context_size, rule::between(2, 1e9),
+          "Longest sequence, BOS included; longer documents are cut, shorter ones are not joined. "
+          "The Python reference's pieces are one token shorter: 127 gives those of its 128");
         v("batch_tokens", batch_tokens, rule::positive(),
           "Tokens of a forward pass: whole sequences, at least one");
         v("prepend_bos", prepend_bos, rule::any(),
