@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <ctime>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -20,7 +19,6 @@ namespace clt {
 namespace {
 
 using nlohmann::ordered_json;
-namespace fs = std::filesystem;
 
 constexpr Index hdf5_chunk_rows = 16384;  // the reference's
 
@@ -33,17 +31,47 @@ std::string local_time() {
     return text;
 }
 
+struct Difference {
+    std::string key, was, is;  // all empty: none
+};
+
+/// The innermost value that differs; an object of a list is called by its "name".
+/// Example: {text_files "b.txt" content, "0a..", "7c.."}
+Difference difference(const std::string& key, const Json& was, const Json& is) {
+    if (was == is) return {};
+    if (was.is_object() && is.is_object())
+        for (const auto& [inner, value] : is.items()) {
+            const auto found = was.find(inner);
+            const Json other = found == was.end() ? Json() : *found;
+            if (Difference d = difference(key + " " + inner, other, value); !d.key.empty())
+                return d;
+        }
+    if (was.is_array() && is.is_array() && was.size() == is.size())
+        for (std::size_t i = 0; i < is.size(); ++i) {
+            const bool named = is[i].is_object() && was[i].is_object() && is[i].contains("name") &&
+                               was[i].contains("name") && is[i]["name"] == was[i]["name"];
+            const std::string place = named ? shown(is[i]["name"]) : std::to_string(i + 1);
+            if (Difference d = difference(key + " " + place, was[i], is[i]); !d.key.empty())
+                return d;
+        }
+    return {key, shown(was), shown(is)};
+}
+
 /// Throws UserError naming the first setting that differs.
 void check_same_settings(const JsonObject& was, const ordered_json& is, const std::string& folder) {
     for (const auto& [key, value] : is.items()) {
-        const Json now(value);
-        const auto it = was.json().find(key);
-        const bool missing = it == was.json().end();
-        if (missing || *it != now)
+        const auto found = was.json().find(key);
+        if (found == was.json().end())
             user_error(
-                "{}: already holds activations made with {} = {}, this job says {}; choose another "
-                "folder or remove it",
-                folder, key, missing ? "nothing" : shown(*it), shown(now));
+                "{}: already holds activations of an older clt, which did not record {}; choose "
+                "another folder or remove it",
+                folder, key);
+        const auto differs = difference(key, *found, Json(value));
+        if (differs.key.empty()) continue;
+        user_error(
+            "{}: already holds activations made with {} = {}, this job says {}; choose another "
+            "folder or remove it",
+            folder, differs.key, differs.was, differs.is);
     }
 }
 
@@ -106,8 +134,8 @@ void DatasetWriter::resume() {
     std::string progress;
     communicator_.together([&] {
         if (communicator_.rank() != 0) return;
-        if (fs::exists(folder + "/metadata.json")) metadata = read_file(folder + "/metadata.json");
-        if (fs::exists(folder + "/progress.bin")) progress = read_file(folder + "/progress.bin");
+        if (path_exists(folder + "/metadata.json")) metadata = read_file(folder + "/metadata.json");
+        if (path_exists(folder + "/progress.bin")) progress = read_file(folder + "/progress.bin");
     });
     metadata = communicator_.broadcast(metadata);
     progress = communicator_.broadcast(progress);
@@ -145,7 +173,7 @@ void DatasetWriter::resume() {
     communicator_.together([&] {
         if (communicator_.rank() != 0) return;
         for (std::size_t i = 0; i < rows_.size(); ++i)
-            if (const auto path = fmt::format("{}/chunk_{}.hdf5", folder, i); !fs::exists(path))
+            if (const auto path = fmt::format("{}/chunk_{}.hdf5", folder, i); !path_exists(path))
                 user_error("{}: missing, but progress.bin lists it", path);
     });
 }
@@ -239,7 +267,7 @@ void DatasetWriter::finish() {
         write_file(config_.folder + "/index.bin", format_manifest(manifest));
         write_file(config_.folder + "/norm_stats.json", stats.dump());
         write_file(config_.folder + "/metadata.json", metadata.dump(2) + '\n');
-        fs::remove(config_.folder + "/progress.bin");
+        remove_file(config_.folder + "/progress.bin");
     });
     complete_ = true;
     lock_.reset();

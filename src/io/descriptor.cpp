@@ -14,8 +14,8 @@
 #include <utility>
 
 #include "clt/base/error.hpp"
-#include "clt/base/progress.hpp"
 #include "clt/base/log.hpp"
+#include "clt/base/progress.hpp"
 
 namespace clt {
 namespace {

@@ -4,13 +4,18 @@
 #include <deque>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "clt/base/checksum.hpp"
 #include "clt/base/log.hpp"
 #include "clt/base/progress.hpp"
 #include "clt/base/stopwatch.hpp"
+#include "clt/base/utf8.hpp"
 #include "clt/data/writer.hpp"
 #include "clt/io/file.hpp"
+#include "lm/model_description.hpp"
+#include "lm/tensor_files.hpp"
+#include "lm/text_stream.hpp"
 #include "lm/token_stream.hpp"
 #include "lm/tokenizer.hpp"
 #include "lm/transformer.hpp"
@@ -19,19 +24,40 @@ namespace clt {
 namespace {
 
 constexpr double progress_interval_s = 5;
+constexpr const char* begin_key = "bos_token_id";
+constexpr const char* end_key = "eos_token_id";
 
+// For metadata.json, which is UTF-8 whatever the file system holds.
 std::string file_name(const std::string& path) {
     const auto normal = std::filesystem::path(path).lexically_normal();
-    return (normal.has_filename() ? normal : normal.parent_path()).filename().string();
+    return repair_utf8((normal.has_filename() ? normal : normal.parent_path()).filename().string());
 }
 
-// The ids whose rows are not written.
+// The token before every sequence.
+std::optional<std::int32_t> begin_token(const GenerateJob& job, const TransformerConfig& model) {
+    if (!job.data.prepend_bos) return std::nullopt;
+    const std::vector<Index> ids = read_token_ids(job.model.path, begin_key);
+    if (ids.size() != 1)
+        user_error(
+            "{}/config.json: {} {}, but data.prepend_bos = true needs one: set data.prepend_bos to "
+            "false",
+            job.model.path, begin_key, ids.empty() ? "is missing" : "is a list");
+    if (ids[0] < 0 || ids[0] >= model.vocabulary)
+        user_error(
+            "{}/config.json: {} = {} is not in the vocabulary of {} tokens, but data.prepend_bos = "
+            "true needs it: set data.prepend_bos to false",
+            job.model.path, begin_key, ids[0], model.vocabulary);
+    return static_cast<std::int32_t>(ids[0]);
+}
+
+// The ids whose rows are not written. Ids beyond the vocabulary cannot occur.
 std::vector<bool> excluded_ids(const GenerateJob& job, const TransformerConfig& model,
                                const Tokenizer* tokenizer) {
     std::vector<bool> excluded(static_cast<std::size_t>(model.vocabulary), false);
     if (!job.data.exclude_special_tokens) return excluded;
-    for (const auto& id : {model.begin_token, model.end_token})
-        if (id) excluded[static_cast<std::size_t>(*id)] = true;
+    for (const char* key : {begin_key, end_key})
+        for (const Index id : read_token_ids(job.model.path, key))
+            if (id >= 0 && id < model.vocabulary) excluded[static_cast<std::size_t>(id)] = true;
     if (tokenizer != nullptr)
         for (const std::int32_t id : tokenizer->special_ids())
             if (id < model.vocabulary) excluded[static_cast<std::size_t>(id)] = true;
@@ -42,15 +68,25 @@ void check_job(const GenerateJob& job, const TransformerConfig& model) {
     if (job.text.files.empty()) user_error("text.files is empty, expected at least one file");
     for (const std::string& file : job.text.files) {
         text_format(file);
-        if (!std::filesystem::exists(file)) user_error("{}: no such file (text.files)", file);
+        if (!path_exists(file)) user_error("{}: no such file (text.files)", file);
     }
+    check_encoding(job.text.encoding);
     if (job.data.context_size > model.positions)
         user_error("data.context_size = {} is more than the model's {} positions",
                    job.data.context_size, model.positions);
-    if (job.data.prepend_bos && !model.begin_token)
+    begin_token(job, model);
+}
+
+// Tokenizer of the folder, or how to get one.
+Tokenizer read_tokenizer(const std::string& folder) {
+    const std::string file = folder + "/tokenizer.json";
+    if (!path_exists(file) && path_exists(folder + "/vocab.json") &&
+        path_exists(folder + "/merges.txt"))
         user_error(
-            "data.prepend_bos is true, but {}/config.json has no bos_token_id; set it to false",
-            job.model.path);
+            "{}: missing; AutoTokenizer.from_pretrained(\"{}\").save_pretrained(\"{}\") of "
+            "transformers makes it of vocab.json and merges.txt",
+            file, folder, folder);
+    return Tokenizer(file);
 }
 
 bool needs_tokenizer(const TextConfig& text) {
@@ -60,18 +96,72 @@ bool needs_tokenizer(const TextConfig& text) {
     });
 }
 
-// What tells a data set where it came from, and a resumed job that it is the same one.
-std::string provenance(const GenerateJob& job, const Tokenizer* tokenizer) {
-    nlohmann::ordered_json files = nlohmann::ordered_json::array();
-    for (const std::string& file : job.text.files)
-        files.push_back({{"name", file_name(file)},
-                         {"bytes", static_cast<Index>(std::filesystem::file_size(file))}});
+// Files by content: names and sizes stay when weights are fetched anew or a text is edited.
+struct Contents {
+    nlohmann::ordered_json weights;
+    nlohmann::ordered_json texts;
+};
+
+// Every rank reads a part of the bytes. Collective.
+Contents contents_of(const std::vector<std::string>& weights, const std::vector<std::string>& texts,
+                     const Communicator& world) {
+    constexpr Index piece_bytes = Index{1} << 24;
+    const Stopwatch clock;
+    std::vector<std::string> files = weights;
+    files.insert(files.end(), texts.begin(), texts.end());
+    std::vector<Index> sizes;
+    std::vector<std::uint64_t> sums(files.size(), 0);
+    world.together([&] {
+        Index turn = 0;
+        for (std::size_t i = 0; i < files.size(); ++i) {
+            sizes.push_back(size_of_file(files[i]));
+            for (Index at = 0; at < sizes[i]; at += piece_bytes)
+                if (turn++ % world.size() == world.rank())
+                    sums[i] +=
+                        checksum_of_file(files[i], {at, std::min(sizes[i], at + piece_bytes)});
+        }
+    });
+    world.all_reduce_sum(std::span<std::uint64_t>(sums));
+    const double bytes = static_cast<double>(std::accumulate(sizes.begin(), sizes.end(), Index{0}));
+    if (const double seconds = clock.seconds(); seconds > 1)
+        log_info("generate: checksums of weights and texts: {:.1f} GB at {:.1f} GB/s", bytes / 1e9,
+                 bytes / 1e9 / seconds);
+    Contents contents{nlohmann::ordered_json::array(), nlohmann::ordered_json::array()};
+    for (std::size_t i = 0; i < files.size(); ++i)
+        (i < weights.size() ? contents.weights : contents.texts)
+            .push_back({{"name", file_name(files[i])},
+                        {"bytes", sizes[i]},
+                        {"content", hexadecimal(sums[i])}});
+    return contents;
+}
+
+// What tells a data set where it came from, and a resumed job that it is the same one: of
+// config.json what the activations depend on.
+std::string provenance(const GenerateJob& job, const TransformerConfig& model,
+                       const Tokenizer* tokenizer, const Contents& contents) {
+    std::vector<Index> special;
+    const std::vector<bool> excluded = excluded_ids(job, model, nullptr);
+    for (std::size_t id = 0; id < excluded.size(); ++id)
+        if (excluded[id]) special.push_back(static_cast<Index>(id));
+    const auto begin = begin_token(job, model);
     return nlohmann::ordered_json{
         {"input_tap", job.model.tap},
         {"target_tap", "mlp_output"},
-        {"model_config", fingerprint_of(read_file(job.model.path + "/config.json"))},
+        {"model_config",
+         {{"model_type", model.family},
+          {"heads", model.heads},
+          {"d_mlp", model.d_mlp},
+          {"vocabulary", model.vocabulary},
+          {"positions", model.positions},
+          {"norm_epsilon", model.norm_epsilon},
+          {"activation", static_cast<int>(model.activation)},
+          {"begin_token", begin ? nlohmann::ordered_json(*begin) : nlohmann::ordered_json()},
+          {"excluded_tokens", special}}},
+        {"weights", contents.weights},
         {"tokenizer", tokenizer != nullptr ? tokenizer->fingerprint() : "none"},
-        {"text_files", files},
+        {"text_files", contents.texts},
+        {"text_encoding", job.text.encoding},
+        {"token_type", job.text.token_type},
         {"text_column", job.text.column},
         {"document_separator", job.text.document_separator},
         {"separator_token", job.text.separator_token},
@@ -113,11 +203,9 @@ class RowStream {
     RowStream(const GenerateJob& job, const TransformerConfig& model, Tokenizer* tokenizer,
               const Communicator& world)
         : tokens_(job.text, tokenizer, model.vocabulary, world),
-          // One place less than fits: the reference's rule, so that its pieces are ours.
-          cutter_(job.data.context_size - (job.data.prepend_bos ? 1 : 0) - 1),
-          excluded_(excluded_ids(job, model, tokenizer)) {
-        if (job.data.prepend_bos) begin_token_ = model.begin_token;
-    }
+          cutter_(job.data.context_size - (job.data.prepend_bos ? 1 : 0)),
+          excluded_(excluded_ids(job, model, tokenizer)),
+          begin_token_(begin_token(job, model)) {}
 
     bool writes(std::int32_t id) const { return !excluded_[static_cast<std::size_t>(id)]; }
     const std::deque<Sequence>& sequences() const { return sequences_; }
@@ -271,13 +359,17 @@ GenerateResult generate(const GenerateJob& job, Backend& backend, const Communic
     std::optional<Transformer> model;
     std::optional<Tokenizer> tokenizer;
     std::string origin;
+    std::vector<std::string> weights;
     world.together([&] {
         model.emplace(job.model.path, backend);
         check_job(job, model->config());
-        if (needs_tokenizer(job.text)) tokenizer.emplace(job.model.path + "/tokenizer.json");
-        origin = provenance(job, tokenizer ? &*tokenizer : nullptr);
+        if (needs_tokenizer(job.text)) tokenizer.emplace(read_tokenizer(job.model.path));
+        weights = tensor_file_names(job.model.path);
     });
     world.stop_point("the language model was read");
+    const Contents contents = contents_of(weights, job.text.files, world);
+    origin = provenance(job, model->config(), tokenizer ? &*tokenizer : nullptr, contents);
+    world.stop_point("checksums of weights and texts were made");
     DatasetWriter writer(writer_config(job, model->config(), origin), world);
     if (writer.complete()) {
         log_info("{}: is complete with {} tokens", job.job.output, writer.tokens());

@@ -1,6 +1,7 @@
 #include "lm/model_description.hpp"
 
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "clt/base/error.hpp"
 #include "clt/io/json.hpp"
@@ -39,11 +40,6 @@ ModelDescription gpt2() {
 const std::vector<ModelDescription>& families() {
     static const std::vector<ModelDescription> all = {gpt2()};
     return all;
-}
-
-std::optional<std::int32_t> token_id(const JsonObject& json, const char* key, Index vocabulary) {
-    if (!json.has(key)) return std::nullopt;
-    return static_cast<std::int32_t>(json.integer(key, 0, vocabulary - 1));
 }
 
 MlpActivation activation_named(const std::string& name, const std::string& file,
@@ -95,12 +91,17 @@ ModelFolder read_model_config(const std::string& folder) {
         activation_named(json.text_or(description.activation, description.default_activation), file,
                          description.activation);
     c.tied_unembedding = json.flag_or("tie_word_embeddings", true);
-    c.begin_token = token_id(json, "bos_token_id", c.vocabulary);
-    c.end_token = token_id(json, "eos_token_id", c.vocabulary);
     if (c.d_model % c.heads != 0)
         user_error("{}: \"{}\" = {} is not a multiple of \"{}\" = {}", file, description.d_model,
                    c.d_model, description.heads, c.heads);
     return {&description, c};
+}
+
+std::vector<Index> read_token_ids(const std::string& folder, const std::string& key) {
+    const JsonObject json = JsonObject::read(folder + "/config.json");
+    if (!json.has(key)) return {};
+    if (json.json()[key].is_array()) return json.integers(key);
+    return {json.integer(key)};
 }
 
 }  // namespace clt

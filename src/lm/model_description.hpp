@@ -37,4 +37,9 @@ struct ModelFolder {
 };
 ModelFolder read_model_config(const std::string& folder);
 
+/// Ids of a key of config.json that holds one token id or a list ("bos_token_id", "eos_token_id");
+/// none when it is missing. Read by who uses them only: transformers writes ids into every folder,
+/// also such as the vocabulary does not have. Throws UserError when it holds something else.
+std::vector<Index> read_token_ids(const std::string& folder, const std::string& key);
+
 }  // namespace clt

@@ -33,23 +33,26 @@ class TransformerLoader {
         : folder_(read_model_config(folder)), files_(folder), model_(model) {
         model.config_ = folder_.config;
         model.weights_in_out_ = folder_.description->weights_in_out;
-        const auto& prefixes = folder_.description->prefixes;
-        const auto found = std::find_if(prefixes.begin(), prefixes.end(), [&](const auto& prefix) {
-            return files_.contains(prefix + folder_.description->token_rows);
-        });
-        if (found == prefixes.end())
-            user_error("{}: tensor \"{}\" is missing, also with the prefix \"{}\"", files_.source(),
-                       folder_.description->token_rows, prefixes.front());
-        prefix_ = *found;
+        prefix_ = find_prefix();
+        token_rows_ = prefix_ + folder_.description->token_rows;
+        if (const auto stored = files_.ending_in(folder_.description->unembedding);
+            stored.size() == 1)
+            unembedding_ = stored.front();
+        // Of two names of one tensor a file may hold the other.
+        if (!files_.contains(token_rows_) && folder_.config.tied_unembedding &&
+            !unembedding_.empty())
+            token_rows_ = unembedding_;
     }
 
     void load() {
         const ModelDescription& names = *folder_.description;
         const TransformerConfig& c = folder_.config;
         const Index d = c.d_model;
-        model_.token_rows_ = tensor(prefix_ + names.token_rows, {c.vocabulary, d});
+        model_.token_rows_ = tensor(token_rows_, {c.vocabulary, d});
         model_.position_rows_ = tensor(prefix_ + names.position_rows, {c.positions, d});
-        if (!c.tied_unembedding) model_.unembedding_ = tensor(names.unembedding, {c.vocabulary, d});
+        // Only logits need it: who asks for them without one is told.
+        if (!c.tied_unembedding && !unembedding_.empty())
+            model_.unembedding_ = tensor(unembedding_, {c.vocabulary, d});
         for (Index layer = 0; layer < c.layers; ++layer) {
             const auto name = [&](const std::string& part) {
                 return prefix_ + fmt::format(fmt::runtime(part), layer);
@@ -66,6 +69,24 @@ class TransformerLoader {
     }
 
   private:
+    // What stands before the names of the model proper: nothing, "transformer.", or what training
+    // frameworks put there ("module.transformer."). Where the token rows have another name, the
+    // position rows tell.
+    std::string find_prefix() const {
+        const ModelDescription& names = *folder_.description;
+        for (const std::string& part : {names.token_rows, names.position_rows}) {
+            for (const std::string& prefix : names.prefixes)
+                if (files_.contains(prefix + part)) return prefix;
+            const std::vector<std::string> found = files_.ending_in(part);
+            if (found.size() > 1)
+                user_error("{}: holds several models: tensors \"{}\" and \"{}\"", files_.source(),
+                           found[0], found[1]);
+            if (found.size() == 1)
+                return found.front().substr(0, found.front().size() - part.size());
+        }
+        user_error("{}: tensor \"{}\" is missing, under whatever prefix", files_.source(),
+                   names.token_rows);
+    }
     Buffer<float> tensor(const std::string& name, const std::vector<Index>& shape) {
         stop_point("the language model was read");
         const std::vector<float> values = files_.read(name, shape);
@@ -88,6 +109,8 @@ class TransformerLoader {
     TensorFiles files_;
     Transformer& model_;
     std::string prefix_;
+    std::string token_rows_;
+    std::string unembedding_;  // empty: there is none
 };
 
 void SequenceBatch::add(std::span<const std::int32_t> sequence) {
@@ -174,6 +197,11 @@ void Transformer::forward(const SequenceBatch& batch, const Taps& taps) {
 void Transformer::logits(Shard range, Matrix<float> out) {
     CLT_CHECK(range.begin >= 0 && range.end <= batch_.tokens());
     CLT_CHECK(out.rows == range.size() && out.cols == config_.vocabulary);
+    if (!config_.tied_unembedding && unembedding_.size() == 0)
+        user_error(
+            "the language model has no output matrix: config.json says tie_word_embeddings = "
+            "false, "
+            "and its files hold none");
     if (range.size() == 0) return;
     const Index d = config_.d_model;
     const Matrix<float> x = rows_of(work(x_, batch_.tokens(), d), range);

@@ -25,8 +25,6 @@ struct TransformerConfig {
     float norm_epsilon = 0;
     MlpActivation activation = MlpActivation::gelu_tanh;
     bool tied_unembedding = true;
-    std::optional<std::int32_t> begin_token;
-    std::optional<std::int32_t> end_token;
 };
 
 /// Sequences one after the other, without padding.

@@ -85,7 +85,7 @@ std::vector<std::vector<float>> expected_rows(const GenerateJob& job, Backend& b
     std::vector<std::vector<float>> rows;
     for (const std::string& document : documents) {
         const Ids ids = tokenizer.encode(document);
-        const auto run = static_cast<std::size_t>(job.data.context_size - 2);
+        const auto run = static_cast<std::size_t>(job.data.context_size - 1);
         for (std::size_t at = 0; at < ids.size(); at += run) {
             Ids piece{0};
             piece.insert(piece.end(), ids.begin() + static_cast<std::ptrdiff_t>(at),
@@ -199,6 +199,49 @@ TEST_F(Generate, AStoppedJobGoesOnToTheSameFiles) {
               std::string::npos);
 }
 
+// Between two legs of a job nothing that the rows depend on may change, also where name and size
+// stay; each rank reads a part of the bytes.
+TEST_F(Generate, ChangedContentIsRefusedAndNamed) {
+    const std::string folder = scratch_ / "model";
+    GenerateJob stopped = job("changed");
+    stopped.model.path = folder;
+    world_.together([&] {
+        if (world_.rank() != 0) return;
+        make_writable_folder(folder);
+        for (const char* file : {"/config.json", "/tokenizer.json", "/model.safetensors"})
+            write_file(folder + file, read_file(model_folder + file));
+    });
+    Index chunk = 0;  // the leg ends behind it
+    const auto leg = [&] {
+        const std::string last = fmt::format("{}/chunk_{}.hdf5", stopped.job.output, chunk);
+        return generate(stopped, *backend_, world_, [&] { return std::filesystem::exists(last); });
+    };
+    const auto replace = [&](const std::string& path, const std::string& bytes) {
+        world_.barrier();
+        if (world_.rank() == 0) write_file(path, bytes);
+        world_.barrier();
+    };
+    EXPECT_EQ(leg().tokens, 450);
+    const std::string whole = read_file(folder + "/model.safetensors");
+    std::string other = whole;
+    other[whole.size() - 3] = static_cast<char>(other[whole.size() - 3] ^ 1);
+    replace(folder + "/model.safetensors", other);
+    EXPECT_NE(
+        message_of<UserError>(leg).find("made with weights \"model.safetensors\" content = \""),
+        std::string::npos);
+    replace(folder + "/model.safetensors", whole);
+    const std::string text = read_file(scratch_ / "a.txt");
+    std::string edited = text;
+    std::swap(edited[100], edited[101]);
+    edited[102] = 'x';
+    replace(scratch_ / "a.txt", edited);
+    EXPECT_NE(message_of<UserError>(leg).find("made with text_files \"a.txt\" content = \""),
+              std::string::npos);
+    replace(scratch_ / "a.txt", text);
+    chunk = 1;
+    EXPECT_EQ(leg().tokens, 900);
+}
+
 TEST_F(Generate, ShortTextGivesWhatThereIs) {
     GenerateJob short_job = job("short");
     short_job.text.files = {scratch_ / "a.txt"};
@@ -208,7 +251,8 @@ TEST_F(Generate, ShortTextGivesWhatThereIs) {
     const GenerateResult result = generate(short_job, *backend_, world_);
     Tokenizer tokenizer(model_folder + "/tokenizer.json");
     const auto ids = static_cast<Index>(tokenizer.encode(read_file(scratch_ / "a.txt")).size());
-    EXPECT_EQ(result.tokens, ids + (ids + 253) / 254);  // every piece has its BOS
+    EXPECT_EQ(result.tokens,
+              ids + (ids + 254) / 255);  // the BOS of every piece takes one of 256 places
     const auto metadata = nlohmann::json::parse(read_file(short_job.job.output + "/metadata.json"));
     EXPECT_EQ(metadata["total_tokens"], result.tokens);
     EXPECT_EQ(metadata["model_name"], "tiny-gpt2");
@@ -224,12 +268,12 @@ TEST_F(Generate, RefusesInOneSentenceOnEveryRank) {
     };
     EXPECT_EQ(refusal([&](GenerateJob& j) { j.text.files = {scratch_ / "none.txt"}; }),
               (scratch_ / "none.txt") + ": no such file (text.files)");
-    EXPECT_EQ(
-        refusal([&](GenerateJob& j) {
-            j.text.files = {scratch_ / "b.jsonl"};
-            j.text.column = "body";
-        }),
-        (scratch_ / "b.jsonl") + ":1: there is no key \"body\" (text.column); the keys are: text");
+    EXPECT_EQ(refusal([&](GenerateJob& j) {
+                  j.text.files = {scratch_ / "b.jsonl"};
+                  j.text.column = "body";
+              }),
+              (scratch_ / "b.jsonl") +
+                  ":1: there is no key \"body\" (text.column); the keys are: \"text\"");
     EXPECT_EQ(refusal([](GenerateJob& j) { j.data.context_size = 257; }),
               "data.context_size = 257 is more than the model's 256 positions");
     EXPECT_NE(refusal([](GenerateJob& j) { j.model.path += "-none"; }).find("config.json"),

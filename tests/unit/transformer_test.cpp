@@ -227,8 +227,7 @@ TEST(Transformer, RefusesBrokenFoldersInOneSentence) {
     EXPECT_EQ(refusal([](RandomGpt2& m, json&) { m.tensors.erase("h.1.mlp.c_fc.bias"); }),
               "model.safetensors: tensor \"h.1.mlp.c_fc.bias\" is missing");
     EXPECT_EQ(refusal([](RandomGpt2& m, json&) { m.tensors.erase("wte.weight"); }),
-              "model.safetensors: tensor \"wte.weight\" is missing, also with the prefix "
-              "\"transformer.\"");
+              "model.safetensors: tensor \"wte.weight\" is missing");
     EXPECT_EQ(refusal([](RandomGpt2&, json& c) { c["n_inner"] = 41; }),
               "model.safetensors: tensor \"h.0.mlp.c_fc.weight\" has the shape [24, 40], expected "
               "[24, 41] by config.json");
@@ -243,8 +242,8 @@ TEST(Transformer, RefusesBrokenFoldersInOneSentence) {
               "gelu_pytorch_tanh, gelu or relu");
     EXPECT_EQ(refusal([](RandomGpt2&, json& c) { c["scale_attn_weights"] = false; }),
               "config.json: scale_attn_weights = false, expected true: the rest is not supported");
-    EXPECT_EQ(refusal([](RandomGpt2&, json& c) { c["bos_token_id"] = 37; }),
-              "config.json: bos_token_id = 37, expected a whole number from 0 to 36");
+    EXPECT_EQ(refusal([](RandomGpt2&, json& c) { c["n_layer"] = 1e300; }),
+              "config.json: n_layer = 1e+300, expected a whole number from 1");
     const std::string cut = refusal(nothing, [](const std::string& folder) {
         const std::string file = folder + "/model.safetensors";
         std::filesystem::resize_file(file, std::filesystem::file_size(file) - 1);

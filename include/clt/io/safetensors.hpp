@@ -26,7 +26,8 @@ class SafetensorsFile {
     const std::string& path() const { return path_; }
     const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
-    /// The whole tensor as float32 from F32, F16 or BF16. Throws UserError naming file and tensor.
+    /// The whole tensor as float32 from F64, F32, F16 or BF16. Throws UserError naming file and
+    /// tensor.
     std::vector<float> read(const std::string& name) const;
 
   private:
