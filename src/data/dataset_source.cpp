@@ -14,9 +14,10 @@
 namespace clt {
 namespace {
 
-SamplerSettings sampler_settings(const DatasetSourcePlan& plan) {
-    SamplerSettings settings{
-        .sampling = plan.sampling, .seed = plan.seed, .take = plan.batch_tokens};
+SamplerSettings sampler_settings(const DatasetSourcePlan& plan, Index order) {
+    const std::uint64_t seed =
+        order == 0 ? plan.seed : mix(static_cast<std::uint64_t>(order), plan.seed);
+    SamplerSettings settings{.sampling = plan.sampling, .seed = seed, .take = plan.batch_tokens};
     for (const Unit& unit : plan.units) settings.sizes.push_back(unit.rows);
     return settings;
 }
@@ -27,7 +28,7 @@ struct DatasetSource::Shared {
     std::shared_ptr<const ActivationDataset> dataset;
     DatasetSourcePlan plan;
     RowConverter converter;
-    Sampler sampler;
+    std::unique_ptr<Sampler> sampler;
     Communicator reading;  // one for each thread, so that their collectives do not mix
     Communicator exchanging;
     std::vector<MadeBatch> batches;
@@ -57,9 +58,9 @@ struct DatasetSource::Pipeline {
         : workers(threads),
           batch_tokens(shared.plan.batch_tokens),
           reader(*shared.dataset, shared.plan.units, shared.reading),
-          maker(*shared.dataset, shared.plan.units, shared.sampler, start, batch_tokens,
+          maker(*shared.dataset, shared.plan.units, *shared.sampler, start, batch_tokens,
                 shared.converter, grid, reader, shared.exchanging),
-          takes(shared.sampler, start),
+          takes(*shared.sampler, start),
           batches(shared.batches) {
         for (std::size_t buffer = 0; buffer < batches.size(); ++buffer) request(buffer);
     }
@@ -123,11 +124,11 @@ DatasetSource::DatasetSource(std::shared_ptr<const ActivationDataset> dataset,
                              DatasetSourcePlan plan, RowConverter converter,
                              const ProcessGrid& grid, Backend& backend, Workers& workers)
     : grid_(&grid), backend_(&backend), workers_(&workers) {
-    SamplerSettings settings = sampler_settings(plan);
+    auto sampler = std::make_unique<Sampler>(sampler_settings(plan, order_));
     shared_.reset(new Shared{std::move(dataset),
                              std::move(plan),
                              std::move(converter),
-                             Sampler(std::move(settings)),
+                             std::move(sampler),
                              grid.all().duplicate(),
                              grid.all().duplicate(),
                              {},
@@ -152,7 +153,7 @@ Index DatasetSource::d_model() const {
     return shared_->dataset->d_model();
 }
 Index DatasetSource::tokens() const {
-    return shared_->sampler.tokens();
+    return shared_->sampler->tokens();
 }
 const std::vector<float>& DatasetSource::error_scale() const {
     return shared_->converter.error_scale();
@@ -198,11 +199,10 @@ std::string DatasetSource::fingerprint() const {
 }
 
 std::string DatasetSource::cursor() const {
-    return nlohmann::ordered_json{{"epoch", position_.epoch},
-                                  {"offset", position_.offset},
-                                  {"seed", shared_->plan.seed},
-                                  {"data", fingerprint()},
-                                  {"settings", shared_->plan.settings}}
+    return nlohmann::ordered_json{
+        {"epoch", position_.epoch},   {"offset", position_.offset},
+        {"seed", shared_->plan.seed}, {"order", order_},
+        {"data", fingerprint()},      {"settings", shared_->plan.settings}}
         .dump();
 }
 
@@ -226,6 +226,13 @@ void DatasetSource::seek(const std::string& cursor) {
     stop();
     position_ = position;
     over_ = false;
+    reorder(saved.integer_or("order", 0, 0));
+}
+
+void DatasetSource::reorder(Index order) {
+    stop();
+    order_ = order;
+    shared_->sampler = std::make_unique<Sampler>(sampler_settings(shared_->plan, order));
 }
 
 }  // namespace clt

@@ -41,6 +41,7 @@ class DatasetSource final : public BatchSource {
     HostBatch next() override;
     std::string cursor() const override;
     void seek(const std::string& cursor) override;
+    void reorder(Index order) override;
     const std::vector<float>& error_scale() const override;
 
   private:
@@ -56,6 +57,7 @@ class DatasetSource final : public BatchSource {
     std::unique_ptr<Shared> shared_;
     std::unique_ptr<Pipeline> pipeline_;  // made by the first next()
     StreamPosition position_;
+    Index order_ = 0;
     bool over_ = false;
 };
 

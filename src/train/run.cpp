@@ -47,7 +47,9 @@ class Run {
     int execute();
 
   private:
-    void load_start();
+    void fork_from(const CheckpointInfo& start);
+    void go_on_from(const CheckpointInfo& checkpoint);
+    bool roll_back(const NotFinite& why);
     int train();
     bool ends_at(Index step) const { return step >= job_.schedule.steps; }
     bool saves_at(Index step) const { return ends_at(step) || due(step, job_.checkpoint.interval); }
@@ -117,7 +119,12 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
             job.data.batch_tokens),
       saver_(job.checkpoint, folder.checkpoints, grid, backend, workers) {
     if (sources_.evaluation) evaluation_start_ = sources_.evaluation->cursor();
-    if (folder.start) load_start();
+    if (folder.start && folder.fork) {
+        fork_from(*folder.start);
+    } else if (folder.start) {
+        go_on_from(*folder.start);
+        log_info("resuming at step {} from {}", state_.step, folder.start->path);
+    }
     all_.together([&] {
         if (!leads()) return;
         take_over(folder, job, options);
@@ -131,46 +138,70 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
         job.data.batch_tokens, backend.name());
 }
 
-// Parameters and state of the checkpoint that the run starts from.
-void Run::load_start() {
-    const CheckpointInfo& start = *folder_.start;
-    const bool moments = !folder_.fork || !options_.fresh_optimizer;
+// The parameters of another run's checkpoint; what has been done so far is nothing.
+void Run::fork_from(const CheckpointInfo& start) {
+    const bool moments = !options_.fresh_optimizer;
     const CheckpointState saved =
         read_checkpoint(start.path, backend_, grid_, params_, step_.silence(), moments);
     const RunState old = parse_run_state(saved.extra, start.path);
-    if (folder_.fork) {
-        state_.updates_before = moments ? old.updates_before + saved.step : 0;
-        state_.fork = {fs::absolute(start.path).lexically_normal(), saved.step,
-                       fingerprint_of(saved.extra + saved.cursor + saved.job)};
-        log_info("a new run from step {} of {}{}", saved.step, start.path,
-                 moments ? "" : ", with a fresh optimizer");
-        return;
-    }
-    state_ = old;
+    state_.updates_before = moments ? old.updates_before + saved.step : 0;
+    state_.fork = {fs::absolute(start.path).lexically_normal(), saved.step,
+                   fingerprint_of(saved.extra + saved.cursor + saved.job)};
+    log_info("a new run from step {} of {}{}", saved.step, start.path,
+             moments ? "" : ", with a fresh optimizer");
+}
+
+// Parameters and state of this run's checkpoint, and its place in the data.
+void Run::go_on_from(const CheckpointInfo& checkpoint) {
+    const CheckpointState saved = read_checkpoint(checkpoint.path, backend_, grid_, params_,
+                                                  step_.silence(), /*moments=*/true);
+    state_ = parse_run_state(saved.extra, checkpoint.path);
     state_.step = saved_step_ = saved.step;
     sources_.training->seek(saved.cursor);
     // It may have been superseded by a better one before the run went back behind that.
     if (!all_.broadcast(fs::exists(folder_.checkpoints + "/" + best()))) state_.best_step = 0;
-    log_info("resuming at step {} from {}", state_.step, start.path);
 }
 
 int Run::execute() {
-    try {
-        return train();
-    } catch (const NotFinite&) {
-        publish(std::nullopt);  // the record shows it
-        throw;
-    } catch (const UserError&) {
-        keep_state();
-        throw;
+    // A fork stands alone from its first moment: --resume finds all of it in its own folder.
+    if (folder_.fork) save();
+    while (true) {
+        try {
+            return train();
+        } catch (const NotFinite& e) {
+            publish(std::nullopt);  // the record shows it
+            if (!roll_back(e)) throw;
+        } catch (const UserError&) {
+            keep_state();
+            throw;
+        }
     }
+}
+
+// False: the run has to end.
+bool Run::roll_back(const NotFinite& why) {
+    const Index rollbacks = state_.rollbacks + 1;
+    if (job_.run.on_nonfinite != "rollback" || rollbacks > job_.run.nonfinite_limit) return false;
+    // Whatever uses HDF5 ends first.
+    saver_.wait();
+    sources_.training->reorder(rollbacks);
+    const std::optional<CheckpointInfo> last = find_newest_checkpoint(folder_.checkpoints, all_);
+    if (!last) return false;
+    go_on_from(*last);
+    state_.rollbacks = rollbacks;
+    sources_.training->reorder(rollbacks);
+    all_.together([&] {
+        if (leads())
+            metrics_ = std::make_unique<JsonLines>(folder_.metrics_file(), state_.metrics_bytes);
+    });
+    log_warning("{}: back to step {}, with another order of batches (time {} of at most {})",
+                why.what(), state_.step, rollbacks, job_.run.nonfinite_limit);
+    return true;
 }
 
 // A step is saved before it is judged: what goes wrong in judging costs nothing. Its record waits
 // in the checkpoint, so a run resumed here judges again and writes the same line.
 int Run::train() {
-    // A fork stands alone from its first moment: --resume finds all of it in its own folder.
-    if (folder_.fork) save();
     std::optional<Evaluation> evaluation;
     while (true) {
         if (state_.step > 0) {
@@ -244,7 +275,7 @@ void Run::react_to_not_finite(const StepResult& result) {
     if (result.parameters_broken) end_broken(state_.step - 1, result.not_finite);
     const std::string what =
         fmt::format("step {}: a number is not finite: {}", state_.step, result.not_finite);
-    if (job_.run.on_nonfinite == "stop")
+    if (job_.run.on_nonfinite != "skip")
         throw NotFinite(fmt::format(
             "{}; the run ends and its checkpoints stay as they are; lower [optimizer] "
             "learning_rate, check the data with clt inspect --verify, or set [run] on_nonfinite = "

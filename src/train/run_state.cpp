@@ -19,6 +19,7 @@ std::string to_json(const RunState& state) {
                                 {"metrics_bytes", state.metrics_bytes},
                                 {"record", state.record},
                                 {"skipped_in_a_row", state.skipped_in_a_row},
+                                {"rollbacks", state.rollbacks},
                                 {"best_step", state.best_step},
                                 {"best_nmse", state.best_nmse},
                                 {"normalization", state.normalization},
@@ -38,6 +39,7 @@ RunState parse_run_state(const std::string& json, const std::string& checkpoint)
     // Older checkpoints: it is in metrics.jsonl.
     if (parsed.has("record")) state.record = parsed.text("record");
     state.skipped_in_a_row = parsed.integer("skipped_in_a_row", 0);
+    state.rollbacks = parsed.integer_or("rollbacks", 0, 0);
     state.best_step = parsed.integer("best_step");
     // Written as null when it was not finite: any finite one is better.
     state.best_nmse = parsed.finite_or("best_nmse", std::numeric_limits<double>::infinity());

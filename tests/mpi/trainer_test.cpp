@@ -826,6 +826,39 @@ TEST_F(TrainerTest, ADivergedRunStops) {
     EXPECT_NE(message.find("step 23"), std::string::npos) << message;
 }
 
+TEST_F(TrainerTest, ADivergedRunGoesBackAndOnWithAnotherOrder) {
+    TrainJob job = small_job(20);
+    job.checkpoint.interval = 4;
+    job.run.on_nonfinite = "rollback";
+    job.run.nonfinite_limit = 2;
+    const std::string folder = scratch_ / "a";
+    int fetched = 0;
+    Variation variation;
+    variation.spoil = [&](Index batch, std::vector<float>& targets) {
+        // Batch 10 (from 0) is bad the first two times.
+        if (batch == 10 && fetched++ < 2)
+            for (float& y : targets) y = std::nanf("");
+    };
+    ASSERT_EQ(run(folder, job, whole_world(), variation), 0);
+    const std::vector<double> with = losses(folder);
+    ASSERT_EQ(with.size(), 20U);
+    for (const double loss : with) EXPECT_TRUE(std::isfinite(loss));
+    ASSERT_EQ(run(scratch_ / "b", job, whole_world()), 0);
+    const std::vector<double> without = losses(scratch_ / "b");
+    EXPECT_TRUE(std::equal(with.begin(), with.begin() + 8, without.begin()));  // step 8 was kept
+    EXPECT_NE(with[8], without[8]);
+    // It remembers its order.
+    job.schedule.steps = 24;
+    job.schedule.horizon = 20;
+    Variation resumed;
+    resumed.resume = true;
+    ASSERT_EQ(run(folder, job, whole_world(), resumed), 0);
+
+    fetched = -100;
+    EXPECT_THROW(run(scratch_ / "c", job, whole_world(), variation), UserError);
+    EXPECT_EQ(checkpoints(scratch_ / "c").back(), "step_8.h5");
+}
+
 // reference-cases C22: window 1 and strict.
 TEST_F(TrainerTest, DeadMeansSilentForMoreThanTheWindow) {
     const std::unique_ptr<Backend> backend = test::make_test_backend(world_);

@@ -41,7 +41,7 @@ class ReplaySource final : public BatchSource {
         if (!endless_ && next_ == training_batches) return {};
         if (hook) hook(next_);
         const Index epoch = next_ / training_batches;
-        const Index which = (2 * next_ + epoch) % training_batches;
+        const Index which = (2 * next_ + epoch + order_) % training_batches;
         HostBatch batch = batches_[static_cast<std::size_t>(which)].batch();
         if (spoil) {
             spoiled_.assign(batch.targets.begin(), batch.targets.end());
@@ -53,6 +53,8 @@ class ReplaySource final : public BatchSource {
     }
     std::string cursor() const override { return std::to_string(next_); }
     void seek(const std::string& cursor) override { next_ = std::stoll(cursor); }
+    void reorder(Index order) override { order_ = order; }
+    Index order() const { return order_; }
     const std::vector<float>& error_scale() const override { return scale_; }
 
   private:
@@ -63,6 +65,7 @@ class ReplaySource final : public BatchSource {
     std::vector<SyntheticBatch> batches_;
     std::vector<float> spoiled_;
     Index next_ = 0;
+    Index order_ = 0;
 };
 
 }  // namespace clt::test

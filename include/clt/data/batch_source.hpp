@@ -33,6 +33,9 @@ class BatchSource {
     /// Continues from cursor(); the batches that follow are bit for bit those of the run that wrote
     /// it. Any grid. Throws UserError when the data set or the seed is another. Collective.
     virtual void seek(const std::string& cursor) = 0;
+    /// The rows of an epoch come in another order from here on: that of this number; 0 is the order
+    /// of the beginning. A cursor remembers it. Collective.
+    virtual void reorder(Index order) = 0;
 
     /// [L, d]: factor that maps an error in normalised targets to original units (std, 1/sqrt(d),
     /// or 1).

@@ -126,13 +126,16 @@ struct RunConfig : WatchConfig {
     template <class V>
     void fields(V& v) {
         WatchConfig::fields(v);
-        v("on_nonfinite", on_nonfinite, rule::one_of({"stop", "skip"}) | rule::free(),
+        v("on_nonfinite", on_nonfinite, rule::one_of({"stop", "skip", "rollback"}) | rule::free(),
           "When a number is not finite. stop: the run ends (exit code 2) and says what it was; the "
           "checkpoints stay as they are. skip: a step whose loss or gradient norm is not finite "
           "changes nothing, and the next batch is taken; a parameter that an update has broken "
-          "ends the run all the same, as that cannot be undone");
+          "ends the run all the same, as that cannot be undone. rollback: the run goes back to its "
+          "last checkpoint and on with another order of batches");
         v("nonfinite_limit", nonfinite_limit, rule::at_least(1) | rule::free(),
-          "skip: so many steps in a row are a diverged run, which ends");
+          "skip: so many steps in a row are a diverged run, which ends; rollback: the run goes "
+          "back "
+          "at most so many times");
     }
 };
 

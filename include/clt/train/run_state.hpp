@@ -23,6 +23,7 @@ struct RunState {
     Index metrics_bytes = 0;  // length of metrics.jsonl: a resumed run cuts it here
     std::string record;       // of this step, not yet in metrics.jsonl; empty: it has none
     Index skipped_in_a_row = 0;
+    Index rollbacks = 0;  // so far, by [run] on_nonfinite
     Index best_step = 0;  // checkpoint with the lowest held-out NMSE; 0: none yet
     double best_nmse = 0;
     Index updates_before = 0;  // in the moments when the run began: a fork's
