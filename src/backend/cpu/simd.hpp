@@ -13,8 +13,9 @@ namespace clt::cpu {
 
 inline constexpr Index lanes = 16;
 using Vec = float __attribute__((vector_size(lanes * sizeof(float))));
-using UnalignedVec =
-    float __attribute__((vector_size(lanes * sizeof(float)), aligned(alignof(float)), may_alias));
+// The attributes stand at the name: clang drops an alignment given at the type.
+using UnalignedVec __attribute__((aligned(alignof(float)), may_alias)) = Vec;
+static_assert(alignof(UnalignedVec) == alignof(float));
 
 inline Vec load(const float* p) {
     return *reinterpret_cast<const UnalignedVec*>(p);
