@@ -25,7 +25,7 @@
 
 #include "clt/base/log.hpp"
 #include "clt/base/stop.hpp"
-#include "io/descriptor.hpp"
+#include "clt/io/descriptor.hpp"
 
 namespace clt {
 namespace {
