@@ -215,7 +215,8 @@ class Logs(harness.Case):
         text = metrics.read_text()
         metrics.write_text(text[:-20])
         self.succeeds(clt("train", job, "--resume"))
-        self.assertEqual(metrics.read_text(), text[: text[:-1].rindex("\n") + 1])
+        # The last record waits in the checkpoint: it is written anew, not behind half of itself.
+        self.assertEqual([json.loads(line)["step"] for line in metrics.read_text().splitlines()], [1, 2, 3, 4])
 
 
 class Locks(harness.Case):
