@@ -10,47 +10,54 @@
 #include "clt/io/file.hpp"
 #include "clt/io/folder_lock.hpp"
 #include "clt/train/checkpoint.hpp"
-#include "clt/train/run_state.hpp"
 
 namespace clt {
 namespace {
 
-CheckpointInfo find_checkpoint(const std::string& path, const Communicator& all) {
+// The data set that is judged on.
+const std::string& data_path(const EvaluateJob& job) {
+    return job.data.evaluation_path.empty() || job.evaluate.rows == "all"
+               ? job.data.path
+               : job.data.evaluation_path;
+}
+
+CheckpointHeader find_checkpoint(const std::string& path, const Communicator& all) {
     bool folder = false;
     all.together([&] { folder = is_folder(path); });
-    if (!all.broadcast(folder)) return inspect_checkpoint(path, all);
-    std::optional<CheckpointInfo> newest = find_newest_checkpoint(path, all);
-    if (!newest) user_error("[evaluate] checkpoint = {}: no whole checkpoint in this folder", path);
-    return *std::move(newest);
+    if (!all.broadcast(folder)) return read_checkpoint_header(path, all);
+    FoundCheckpoint found = find_newest_checkpoint(path, all);
+    if (!found.newest)
+        user_error("[evaluate] checkpoint = {}: no whole checkpoint in this folder", path);
+    return *std::move(found.newest);
 }
 
-// The transcoder only knows activations scaled as it was trained.
-void check_fit(const EvaluateJob& job, const CheckpointInfo& checkpoint,
-               const BatchSource& source) {
-    if (source.layers() != checkpoint.shape.layers || source.d_model() != checkpoint.shape.d_model)
-        user_error(
-            "[data] path = {} has {} layers of width {}, but the checkpoint {} was trained on {} "
-            "layers of width {}",
-            job.data.path, source.layers(), source.d_model(), checkpoint.path,
-            checkpoint.shape.layers, checkpoint.shape.d_model);
-    const RunState state = parse_run_state(checkpoint.state.extra, checkpoint.path);
-    if (state.normalization != job.data.normalization)
-        user_error(
-            "[data] normalization = \"{}\", but the checkpoint {} was trained with \"{}\": set it "
-            "to that",
-            job.data.normalization, checkpoint.path, state.normalization);
+// The transcoder only knows activations scaled as it was trained. Format 1 does not hold the
+// numbers: those of the data set at hand stand in for them.
+Normalization normalization_of(const EvaluateJob& job, const CheckpointHeader& checkpoint,
+                               const Communicator& all) {
+    const TrainingData& trained = checkpoint.state.data;
+    if (checkpoint.format_version > 1 || trained.normalization.method != "mean_std")
+        return trained.normalization;
+    const std::string& path = data_path(job);
+    const ActivationDataset dataset(path, all);
+    if (all.rank() == 0 && dataset.fingerprint() != trained.fingerprint)
+        log_warning(
+            "{}: a checkpoint of format 1, without the statistics that it was trained with; those "
+            "of {} are used, which is another data set: the figures are not those of the model as "
+            "trained",
+            checkpoint.path, path);
+    return normalization_of(dataset, trained.normalization.method);
 }
 
-void write_results(const EvaluateJob& job, const CheckpointInfo& checkpoint,
+void write_results(const EvaluateJob& job, const CheckpointHeader& checkpoint,
                    const Evaluation& evaluation, double seconds, const ProcessGrid& grid,
                    const Backend& backend) {
     nlohmann::ordered_json results = nlohmann::ordered_json::parse(to_json(evaluation));
     results["kind"] = "evaluate";
     results["checkpoint"] = checkpoint.path;
-    results["step"] = checkpoint.step;
-    results["data"] = job.data.evaluation_path.empty() || job.evaluate.rows == "all"
-                          ? job.data.path
-                          : job.data.evaluation_path;
+    results["step"] = checkpoint.state.step;
+    results["data"] = data_path(job);
+    results["normalization"] = checkpoint.state.data.normalization.method;
     results["rows"] = job.evaluate.rows;
     results["parameters"] = checkpoint.shape.parameters();
     results["seconds"] = seconds;
@@ -70,15 +77,14 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
     const Stopwatch watch;
     const ProcessGrid grid(world, job.grid);
     const Communicator& all = grid.all();
-    const CheckpointInfo checkpoint = find_checkpoint(job.evaluate.checkpoint, all);
-    std::unique_ptr<BatchSource> source =
-        make_evaluation_source(job.data, job.evaluate.tokens, /*whole=*/job.evaluate.rows == "all",
-                               grid, backend, workers);
+    const CheckpointHeader checkpoint = find_checkpoint(job.evaluate.checkpoint, all);
+    std::unique_ptr<BatchSource> source = make_evaluation_source(
+        job.data, normalization_of(job, checkpoint, all), job.evaluate.tokens,
+        /*whole=*/job.evaluate.rows == "all", grid, backend, workers);
     if (source == nullptr)
         user_error(
             "[evaluate] rows = \"heldout\", but nothing is held out: set [data] holdout_fraction "
             "as in training or evaluation_path, or rows = \"all\"");
-    check_fit(job, checkpoint, *source);
     all.stop_point("the data was opened");
     all.together([&] {
         if (all.rank() == 0) make_writable_folder(job.job.output);
@@ -87,7 +93,7 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
 
     Params params(backend, checkpoint.shape, grid.feature_shard(checkpoint.shape.features),
                   checkpoint.model, /*seed=*/0);
-    read_checkpoint(checkpoint.path, backend, grid, params, Span<Index>(), /*moments=*/false);
+    read_checkpoint(checkpoint, backend, grid, params, Span<Index>(), /*moments=*/false);
     if (const std::string broken = params.find_not_finite(all); !broken.empty())
         user_error(
             "{}: holds a number that is not finite: {}; a feature with one is never active, so "

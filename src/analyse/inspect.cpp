@@ -11,6 +11,7 @@
 #include "clt/base/error.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
+#include "clt/train/checkpoint.hpp"
 
 namespace clt {
 namespace {
@@ -22,7 +23,7 @@ enum class Kind : int { dataset, run, checkpoint, chunk, safetensors };
 bool holds_checkpoints(const std::string& folder) {
     const std::vector<std::string> names = names_in(folder);
     return std::any_of(names.begin(), names.end(), [](const std::string& name) {
-        return name.starts_with("step_") && name.ends_with(".h5");
+        return CheckpointName::parse(name).has_value();
     });
 }
 

@@ -25,28 +25,60 @@ void add_indented(const std::string& title, const std::string& text,
     for (std::string line; std::getline(lines, line);) out.push_back("    " + line);
 }
 
-void describe_model(const CheckpointInfo& info, std::vector<std::string>& out) {
+void describe_model(const CheckpointHeader& info, std::vector<std::string>& out) {
     const Shape& shape = info.shape;
     out.push_back(
         fmt::format("  model     {} layers, d_model {}, {} features a layer: {} "
                     "parameters",
                     shape.layers, shape.d_model, shape.features, shape.parameters()));
-    const bool top = info.activation == "batchtopk" || info.activation == "topk";
+    const bool top = info.model.activation == "batchtopk" || info.model.activation == "topk";
     out.push_back(fmt::format(
-        "  features  {}{}", info.activation,
+        "  features  {}{}", info.model.activation,
         top ? fmt::format(", k {:g}, ranked {}", info.model.k, info.model.ranking) : ""));
-    out.push_back(fmt::format("  step      {}, written by clt {}", info.step, info.revision));
+    out.push_back(fmt::format("  step      {}, {} tokens, written by clt {} (format {})",
+                              info.state.step, info.state.tokens, info.revision,
+                              info.format_version));
+    const TrainingData& data = info.state.data;
+    const auto known = [](const std::string& text) { return text.empty() ? "unknown" : text; };
+    out.push_back(fmt::format(
+        "  data      fingerprint {}, language model {}, {} -> {}, layers {}",
+        known(data.fingerprint), known(data.language_model), known(data.input_tap),
+        known(data.target_tap),
+        data.layer_ids.empty() ? "unknown" : fmt::format("{}", fmt::join(data.layer_ids, " "))));
+    out.push_back(fmt::format("  scaled    {}{}", data.normalization.method,
+                              data.normalization.method != "mean_std" ? ""
+                              : data.normalization.stats.empty()
+                                  ? ", statistics not in the file (format 1)"
+                                  : ", statistics in the file"));
+    if (info.model.activation == "batchtopk" && info.format_version > 1)
+        out.push_back(fmt::format("  threshold {:.6g} in the last step, {:.6g} on average",
+                                  info.state.threshold.last, info.state.threshold.running));
+}
+
+// Each kind of array in a line: "moment1  13 arrays, 1.2 MB".
+void describe_arrays(const CheckpointHeader& info, std::vector<std::string>& out) {
+    std::vector<std::pair<std::string, std::pair<Index, Index>>> groups;
+    Index blocks = 0;
+    for (const StoredArray& array : info.arrays) {
+        const std::string group = array.name.substr(0, array.name.find('/'));
+        if (groups.empty() || groups.back().first != group) groups.push_back({group, {0, 0}});
+        ++groups.back().second.first;
+        groups.back().second.second += array.bytes();
+        blocks += static_cast<Index>(array.block_sums.size());
+    }
+    std::vector<std::string> parts;
+    for (const auto& [group, size] : groups)
+        parts.push_back(fmt::format("{} {} ({})", group, size.first, bytes_text(size.second)));
+    out.push_back(
+        fmt::format("  arrays    {}; checksums of {} blocks", fmt::join(parts, ", "), blocks));
 }
 
 // step_<number>.h5 in a folder, by number. Rank 0.
 std::vector<std::string> checkpoints_in(const std::string& folder) {
     std::vector<std::string> names = names_in(folder);
-    std::erase_if(names, [](const std::string& name) {
-        return !name.starts_with("step_") || !name.ends_with(".h5");
-    });
-    // step_9.h5 before step_10.h5: shorter names first.
+    std::erase_if(names, [](const std::string& name) { return !CheckpointName::parse(name); });
     std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
-        return a.size() != b.size() ? a.size() < b.size() : a < b;
+        return CheckpointName::parse(a)->step < CheckpointName::parse(b)->step;
     });
     return names;
 }
@@ -63,14 +95,15 @@ std::vector<std::string> broadcast_list(const std::vector<std::string>& list,
 }  // namespace
 
 Inspection inspect_checkpoint_file(const std::string& path, bool verify, const Communicator& all) {
-    const CheckpointInfo info = inspect_checkpoint(path, all);
+    const CheckpointHeader info = read_checkpoint_header(path, all);
     Inspection out;
     out.lines.push_back(fmt::format("{}: checkpoint, {}", path, bytes_text(file_bytes(path))));
     describe_model(info, out.lines);
+    describe_arrays(info, out.lines);
     add_indented("position in the data", info.state.cursor, out.lines);
     add_indented("state of the run", info.state.extra, out.lines);
     add_indented("job", info.state.job, out.lines);
-    if (verify) out.problems = verify_checkpoint(path, all);
+    if (verify) out.problems = verify_checkpoint(info, all);
     return out;
 }
 
@@ -87,15 +120,15 @@ Inspection inspect_run(const std::string& folder, bool verify, const Communicato
     names = broadcast_list(names, all);
     Inspection out;
     out.lines.push_back(fmt::format("{}: run of clt train", folder));
-    std::optional<CheckpointInfo> newest;
+    std::optional<CheckpointHeader> newest;
     for (const std::string& name : names) {
         const std::string path = (fs::path(where) / name).string();
         try {
-            newest = inspect_checkpoint(path, all);
-            out.lines.push_back(fmt::format("  {:<20} step {}, {}", name, newest->step,
+            newest = read_checkpoint_header(path, all);
+            out.lines.push_back(fmt::format("  {:<20} step {}, {}", name, newest->state.step,
                                             bytes_text(file_bytes(path))));
             if (verify)
-                for (std::string& problem : verify_checkpoint(path, all))
+                for (std::string& problem : verify_checkpoint(*newest, all))
                     out.problems.push_back(std::move(problem));
         } catch (const UserError& e) {  // on every rank alike
             out.lines.push_back(fmt::format("  {:<20} not whole: {}", name, e.what()));

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "clt/base/disk_full.hpp"
 #include "clt/base/progress.hpp"
 #include "clt/base/stop.hpp"
 #include "clt/base/stopwatch.hpp"
@@ -16,7 +17,7 @@ namespace {
 // MPI counts are int; blocks of 2^30 bytes stay below it with room for alignment.
 constexpr Index max_count = Index{1} << 30;
 
-enum class Kind : int { none = 0, user = 1, library = 2, internal = 3, stopped = 4 };
+enum class Kind : int { none = 0, user = 1, library = 2, internal = 3, stopped = 4, disk_full = 5 };
 
 struct Failure {
     Kind kind = Kind::none;
@@ -27,6 +28,8 @@ Failure describe(const std::exception_ptr& failure) {
     if (!failure) return {};
     try {
         std::rethrow_exception(failure);
+    } catch (const DiskFullError& e) {
+        return {Kind::disk_full, e.what()};
     } catch (const UserError& e) {
         return {Kind::user, e.what()};
     } catch (const LibraryError& e) {
@@ -165,6 +168,8 @@ void Communicator::throw_together(const std::exception_ptr& failure) const {
     const auto kind = static_cast<Kind>(broadcast(static_cast<int>(own.kind), first));
     const std::string message = broadcast(own.message, first);
     switch (kind) {
+        case Kind::disk_full:
+            throw DiskFullError(message);
         case Kind::user:
             throw UserError(message);
         case Kind::library:

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/log.hpp"
 #include "clt/io/file.hpp"
@@ -186,6 +187,12 @@ ActivationDataset::ActivationDataset(const std::string& path, const Communicator
              chunk_path(path_, entries[i].chunk, found["suffixes"][i].get<std::string>())});
     if (!files.stats.empty())
         stats_ = parse_stats(files.stats, layer_ids_, d_model_, path_ + "/norm_stats.json");
+}
+
+std::string ActivationDataset::fingerprint() const {
+    std::string text = metadata_;
+    for (const ChunkInfo& chunk : chunks_) text += fmt::format(" {}:{}", chunk.id, chunk.rows);
+    return fingerprint_of(text);
 }
 
 void ActivationDataset::read(std::size_t chunk, Shard range, std::vector<std::byte>& out,

@@ -6,7 +6,6 @@
 #include <optional>
 #include <utility>
 
-#include "clt/base/checksum.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/io/json.hpp"
 #include "data/batch_maker.hpp"
@@ -189,20 +188,13 @@ void DatasetSource::stop() {
     pipeline_.reset();
 }
 
-/// FNV-1a of metadata.json and the chunk sizes: tells data sets apart, wherever they lie.
-std::string DatasetSource::fingerprint() const {
-    const ActivationDataset& dataset = *shared_->dataset;
-    std::string text = dataset.metadata();
-    for (const ChunkInfo& chunk : dataset.chunks())
-        text += fmt::format(" {}:{}", chunk.id, chunk.rows);
-    return fingerprint_of(text);
-}
-
 std::string DatasetSource::cursor() const {
-    return nlohmann::ordered_json{
-        {"epoch", position_.epoch},   {"offset", position_.offset},
-        {"seed", shared_->plan.seed}, {"order", order_},
-        {"data", fingerprint()},      {"settings", shared_->plan.settings}}
+    return nlohmann::ordered_json{{"epoch", position_.epoch},
+                                  {"offset", position_.offset},
+                                  {"seed", shared_->plan.seed},
+                                  {"order", order_},
+                                  {"data", shared_->dataset->fingerprint()},
+                                  {"settings", shared_->plan.settings}}
         .dump();
 }
 
@@ -213,7 +205,7 @@ void DatasetSource::seek(const std::string& cursor) {
     const std::string data = saved.text("data");
     const std::string settings = saved.text("settings");
     const std::string& path = shared_->dataset->path();
-    if (data != fingerprint())
+    if (data != shared_->dataset->fingerprint())
         user_error("{}: is another data set than the run to continue was trained on", path);
     if (seed != shared_->plan.seed)
         user_error("{}: the run to continue drew its batches with job.seed = {}, this job says {}",

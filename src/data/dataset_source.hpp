@@ -48,7 +48,6 @@ class DatasetSource final : public BatchSource {
     struct Shared;    // what tasks use beside the pipeline
     struct Pipeline;  // what is under way, from one position on
 
-    std::string fingerprint() const;
     void stop();
 
     const ProcessGrid* grid_;

@@ -22,22 +22,20 @@ bool all_finite(const float* values, Index n) {
 
 }  // namespace
 
-RowConverter::RowConverter(const ActivationDataset& dataset, const ActivationDataset& statistics,
-                           const std::string& normalization)
+RowConverter::RowConverter(const ActivationDataset& dataset, const Normalization& normalization)
     : layers_(dataset.layers()), d_model_(dataset.d_model()), dtype_(dataset.dtype()) {
+    if (normalization.layers != layers_ || normalization.d_model != d_model_)
+        user_error("{}: {} layers of width {}, but the model was trained on {} layers of width {}",
+                   dataset.path(), layers_, d_model_, normalization.layers, normalization.d_model);
     const auto width = static_cast<std::size_t>(layers_ * d_model_);
     error_scale_.assign(width, 1.0F);
-    if (normalization == "sqrt_d_model") {
+    if (normalization.method == "sqrt_d_model") {
         factor_ = std::sqrt(static_cast<float>(d_model_));
         error_scale_.assign(width, 1.0F / factor_);
-    } else if (normalization == "mean_std") {
-        if (statistics.stats().empty())
-            user_error(
-                "{}/norm_stats.json: missing, or without some of the {} layers; "
-                "data.normalization = \"mean_std\" needs it",
-                statistics.path(), layers_);
+    } else if (normalization.method == "mean_std") {
+        CLT_CHECK(static_cast<Index>(normalization.stats.size()) == layers_);
         error_scale_.clear();
-        for (const LayerStats& layer : statistics.stats()) {
+        for (const LayerStats& layer : normalization.stats) {
             for (const ColumnStats* columns : {&layer.inputs, &layer.targets}) {
                 mean_.insert(mean_.end(), columns->mean.begin(), columns->mean.end());
                 for (const float deviation : columns->std)
@@ -47,7 +45,7 @@ RowConverter::RowConverter(const ActivationDataset& dataset, const ActivationDat
                 error_scale_.push_back(deviation + std_floor);
         }
     } else {
-        CLT_CHECK(normalization == "none", "normalization {}", normalization);
+        CLT_CHECK(normalization.method == "none", "normalization {}", normalization.method);
     }
 }
 

@@ -5,16 +5,15 @@
 #include <string>
 #include <vector>
 
-#include "clt/data/dataset.hpp"
+#include "clt/data/training_data.hpp"
 
 namespace clt {
 
 class RowConverter {
   public:
-    /// dataset: how rows are stored; statistics: the data set whose norm_stats.json counts (that of
-    /// the training data, also for evaluation). Throws UserError when mean_std lacks statistics.
-    RowConverter(const ActivationDataset& dataset, const ActivationDataset& statistics,
-                 const std::string& normalization);
+    /// dataset: how rows are stored; normalization: that of the training data, also for evaluation.
+    /// Throws UserError when the data set has another number of layers or another width.
+    RowConverter(const ActivationDataset& dataset, const Normalization& normalization);
 
     Index row_bytes() const { return 2 * layers_ * d_model_ * size_of(dtype_); }
 

@@ -65,9 +65,10 @@ std::shared_ptr<const ActivationDataset> open(const std::string& path, const Pro
 
 }  // namespace
 
-std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std::uint64_t seed,
-                                                  const ProcessGrid& grid, Backend& backend,
-                                                  Workers& workers) {
+std::unique_ptr<BatchSource> make_training_source(const DataConfig& config,
+                                                  const Normalization& normalization,
+                                                  std::uint64_t seed, const ProcessGrid& grid,
+                                                  Backend& backend, Workers& workers) {
     const auto dataset = open(config.path, grid, workers);
     DatasetSourcePlan plan{.units = training_units(*dataset, config),
                            .sampling = config.sampling == "random_chunk" ? Sampling::random_chunk
@@ -89,22 +90,18 @@ std::unique_ptr<BatchSource> make_training_source(const DataConfig& config, std:
             "data.sampling = random_chunk reads up to {} rows for a batch of {}; "
             "data.window_tokens = {} reads only what is used",
             largest->rows, config.batch_tokens, config.batch_tokens);
-    return std::make_unique<DatasetSource>(dataset, std::move(plan),
-                                           RowConverter(*dataset, *dataset, config.normalization),
-                                           grid, backend, workers);
+    return std::make_unique<DatasetSource>(
+        dataset, std::move(plan), RowConverter(*dataset, normalization), grid, backend, workers);
 }
 
-std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, Index max_tokens,
-                                                    bool whole, const ProcessGrid& grid,
-                                                    Backend& backend, Workers& workers) {
+std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config,
+                                                    const Normalization& normalization,
+                                                    Index max_tokens, bool whole,
+                                                    const ProcessGrid& grid, Backend& backend,
+                                                    Workers& workers) {
     const bool second = !whole && !config.evaluation_path.empty();
     if (!whole && !second && config.holdout_fraction == 0) return nullptr;
-    const auto training = open(config.path, grid, workers);
-    const auto dataset = second ? open(config.evaluation_path, grid, workers) : training;
-    if (dataset->layers() != training->layers() || dataset->d_model() != training->d_model())
-        user_error("{}: {} layers of width {}, expected {} of {} as in {}", dataset->path(),
-                   dataset->layers(), dataset->d_model(), training->layers(), training->d_model(),
-                   training->path());
+    const auto dataset = open(second ? config.evaluation_path : config.path, grid, workers);
     DatasetSourcePlan plan{
         .units = evaluation_units(*dataset, whole || second ? 1.0 : config.holdout_fraction,
                                   config.batch_tokens, max_tokens),
@@ -114,10 +111,8 @@ std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config, In
         .settings = fmt::format("at most {} tokens in order, holdout_fraction = {}", max_tokens,
                                 config.holdout_fraction)};
     if (plan.units.empty()) return nullptr;
-    // The model learned from data scaled by the training set's statistics, so those count here too.
-    return std::make_unique<DatasetSource>(dataset, std::move(plan),
-                                           RowConverter(*dataset, *training, config.normalization),
-                                           grid, backend, workers);
+    return std::make_unique<DatasetSource>(
+        dataset, std::move(plan), RowConverter(*dataset, normalization), grid, backend, workers);
 }
 
 }  // namespace clt

@@ -1,6 +1,7 @@
 #include "clt/io/file.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -13,6 +14,7 @@
 #include <span>
 
 #include "clt/base/checksum.hpp"
+#include "clt/base/disk_full.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/log.hpp"
 #include "clt/io/descriptor.hpp"
@@ -82,6 +84,21 @@ std::uint64_t checksum_of_file(const std::string& path, Shard range) {
     return sum;
 }
 
+Index readable_bytes(const std::string& path) {
+    const Descriptor file(path, O_RDONLY, "read");
+    const Index bytes = file.size();
+    char first = 0;
+    if (bytes > 0) file.read_at(0, &first, 1);
+    return bytes;
+}
+
+std::optional<Index> free_bytes(const std::string& path) {
+    struct statvfs disk {};
+    if (::statvfs(path.c_str(), &disk) != 0) return std::nullopt;
+    const double bytes = static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
+    return static_cast<Index>(std::min(bytes, 9e18));
+}
+
 void write_file(const std::string& path, const std::string& bytes) {
     const std::string temporary = path + ".tmp";
     try {
@@ -106,16 +123,21 @@ void reserve_space(const std::string& path, Index bytes) {
     int code = errno;
     if (code == EOPNOTSUPP || code == ENOSYS) {
         // A file system that cannot: what it says to be free is the next best.
-        struct statvfs disk {};
-        if (::fstatvfs(file.fd(), &disk) != 0) return;
-        const Index present = file.size();
-        const double free_bytes =
-            static_cast<double>(disk.f_bavail) * static_cast<double>(disk.f_frsize);
-        if (static_cast<double>(bytes - present) <= free_bytes) return;
+        if (bytes - file.size() <= free_bytes(path).value_or(bytes)) return;
         code = ENOSPC;
     }
-    user_error("{}: cannot be written, {:.1f} MB are needed: {}", path,
-               static_cast<double>(bytes) / 1e6, std::strerror(code));
+    std::string needed = fmt::format("{} bytes are needed", bytes);
+    if (code == ENOSPC)
+        if (const std::optional<Index> left = free_bytes(path)) {
+            struct stat status {};
+            const bool known = ::fstat(file.fd(), &status) == 0;
+            const Index present = known ? Index{status.st_blocks} * 512 : 0;
+            needed += fmt::format(", {} are missing", std::max<Index>(1, bytes - present - *left));
+        }
+    const std::string message =
+        fmt::format("{}: cannot be written, {}: {}", path, needed, std::strerror(code));
+    if (code == ENOSPC || code == EDQUOT) throw DiskFullError(message);
+    throw UserError(message);
 }
 
 void begin_sync(const std::string& path) {

@@ -2,10 +2,12 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <string_view>
 #include <vector>
 
+#include "clt/base/disk_full.hpp"
 #include "clt/base/error.hpp"
 #include "clt/io/file.hpp"
 
@@ -20,11 +22,17 @@ herr_t collect(unsigned, const H5E_error2_t* error, void* out) {
 }
 
 // What HDF5 (errno's words) and MPI (error classes) say when the user's disk is at fault.
+bool names_full_disk(const std::string& words) {
+    constexpr std::array<std::string_view, 4> signs = {"No space left", "Disk quota exceeded",
+                                                       "MPI_ERR_NO_SPACE", "MPI_ERR_QUOTA"};
+    return std::any_of(signs.begin(), signs.end(), [&](std::string_view sign) {
+        return words.find(sign) != std::string::npos;
+    });
+}
 bool names_users_fault(const std::string& words) {
-    constexpr std::array<std::string_view, 9> signs = {
-        "No space left",     "Disk quota exceeded",   "File too large",
-        "Permission denied", "Read-only file system", "MPI_ERR_NO_SPACE",
-        "MPI_ERR_QUOTA",     "MPI_ERR_READ_ONLY",     "MPI_ERR_ACCESS"};
+    constexpr std::array<std::string_view, 5> signs = {"File too large", "Permission denied",
+                                                       "Read-only file system", "MPI_ERR_READ_ONLY",
+                                                       "MPI_ERR_ACCESS"};
     for (const std::string_view sign : signs)
         if (words.find(sign) != std::string::npos) return true;
     return false;
@@ -52,6 +60,7 @@ std::string take_words() {
 void fail(const std::string& name, const char* doing, bool users_fault) {
     const std::string words = take_words();
     const std::string message = fmt::format("{}: cannot be {}: {}", name, doing, words);
+    if (names_full_disk(words)) throw DiskFullError(message);
     if (users_fault || names_users_fault(words)) throw UserError(message);
     throw LibraryError(fmt::format("rank {}: HDF5: {}", process_rank(), message));
 }

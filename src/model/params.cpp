@@ -170,7 +170,7 @@ std::vector<ParamArray> Params::arrays() {
     all.push_back({"decoder/bias", decoder_bias(), 0, shape_.layers, true});
     if (thresholds_)
         for (Index layer = 0; layer < shape_.layers; ++layer)
-            add(fmt::format("threshold/layer_{}", layer),
+            add(fmt::format("log_threshold/layer_{}", layer),
                 view(log_threshold_, layer * local, local, 1));
     return all;
 }

@@ -6,6 +6,7 @@
 
 #include "clt/io/hdf5.hpp"
 #include "clt/model/params.hpp"
+#include "clt/train/checkpoint.hpp"
 
 namespace clt {
 
@@ -16,7 +17,7 @@ struct ArrayPart {
     Shard rows;      // of the file's
     Index file_rows = 0;
     Index width = 0;
-    bool everywhere = false;  // every rank has all rows (else: the shards of the grid)
+    ArrayRole role = ArrayRole::sharded;
 };
 
 inline H5Type file_type(const float*) {
@@ -38,7 +39,7 @@ std::vector<ArrayPart<T>> silence_parts(const Params& params, Span<T> silence) {
     for (Index layer = 0; layer < params.shape().layers; ++layer)
         parts.push_back({fmt::format("silence/layer_{}", layer),
                          silence.subspan(layer * own.size(), own.size()), own,
-                         params.shape().features, 1, false});
+                         params.shape().features, 1, ArrayRole::sharded});
     return parts;
 }
 

@@ -13,20 +13,28 @@ struct CheckpointSaver::Shared {
     CheckpointSnapshot snapshot;
     std::atomic<bool> failed{false};
 
-    void prune(const std::string& best) const {
+    CheckpointKeeper keeper;
+
+    void prune(Index best_step) {
         all.together([&] {
-            if (all.rank() == 0) prune_checkpoints(folder, keep, best);
+            if (all.rank() == 0) keeper.prune(keep, best_step);
         });
     }
 };
 
-CheckpointSaver::CheckpointSaver(const CheckpointConfig& config, std::string folder,
-                                 const ProcessGrid& grid, Backend& backend, Workers& workers)
+CheckpointSaver::CheckpointSaver(const CheckpointConfig& config, const std::string& folder,
+                                 const CheckpointHeader* resumed_from, const ProcessGrid& grid,
+                                 Backend& backend, Workers& workers)
     : backend_(&backend),
       grid_(&grid),
       workers_(&workers),
       asynchronous_(config.asynchronous),
-      shared_(new Shared{std::move(folder), config.keep, grid.all().duplicate(), {}, {}}) {}
+      shared_(new Shared{folder,
+                         config.keep,
+                         grid.all().duplicate(),
+                         {},
+                         {},
+                         CheckpointKeeper(folder, resumed_from)}) {}
 
 CheckpointSaver::~CheckpointSaver() {
     if (std::uncaught_exceptions() == 0) {
@@ -39,15 +47,15 @@ CheckpointSaver::~CheckpointSaver() {
 }
 
 void CheckpointSaver::save(Params& params, Span<const Index> silence, const ModelConfig& model,
-                           const CheckpointState& state, const std::string& best) {
+                           const CheckpointState& state, Index best_step) {
     wait();
     Shared& shared = *shared_;
     shared.snapshot.take(*backend_, *grid_, params, silence, model, state);
     shared.failed = false;
-    last_ = workers_->io.give([&shared, best] {
+    last_ = workers_->io.give([&shared, best_step] {
         try {
-            write_checkpoint(shared.folder, shared.snapshot, shared.all);
-            shared.prune(best);
+            shared.keeper.written(write_checkpoint(shared.folder, shared.snapshot, shared.all));
+            shared.prune(best_step);
         } catch (...) {
             shared.failed = true;
             throw;
@@ -64,9 +72,9 @@ bool CheckpointSaver::has_failed() const {
     return shared_->failed;
 }
 
-void CheckpointSaver::prune(const std::string& best) {
+void CheckpointSaver::prune(Index best_step) {
     wait();
-    last_ = workers_->io.give([&shared = *shared_, best] { shared.prune(best); });
+    last_ = workers_->io.give([&shared = *shared_, best_step] { shared.prune(best_step); });
 }
 
 }  // namespace clt

@@ -18,24 +18,26 @@ namespace clt {
 class CheckpointSaver {
   public:
     /// References must outlive it. Collective over grid.all(), as is destruction.
-    CheckpointSaver(const CheckpointConfig& config, std::string folder, const ProcessGrid& grid,
-                    Backend& backend, Workers& workers);
+    /// resumed_from: a checkpoint of this folder; null: a new run.
+    CheckpointSaver(const CheckpointConfig& config, const std::string& folder,
+                    const CheckpointHeader* resumed_from, const ProcessGrid& grid, Backend& backend,
+                    Workers& workers);
     CheckpointSaver(const CheckpointSaver&) = delete;
     CheckpointSaver& operator=(const CheckpointSaver&) = delete;
     ~CheckpointSaver();
 
     /// Waits for the save before, copies the state, and returns while it is written (or, with
-    /// config.asynchronous false, when it is on disk). best: the checkpoint that pruning spares
-    /// beside the newest. Collective. Throws what the save before threw.
+    /// config.asynchronous false, when it is on disk). best_step: the checkpoint that pruning
+    /// spares beside the newest. Collective. Throws what the save before threw.
     void save(Params& params, Span<const Index> silence, const ModelConfig& model,
-              const CheckpointState& state, const std::string& best);
+              const CheckpointState& state, Index best_step);
 
     /// Returns when the last save is on disk. Collective. Throws UserError when it failed.
     void wait();
     /// The last save has failed; wait() tells why. Ranks notice at different times.
     bool has_failed() const;
     /// Prunes behind what is under way, for a new best. Collective.
-    void prune(const std::string& best);
+    void prune(Index best_step);
 
   private:
     struct Shared;  // what the I/O thread uses

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "clt/base/checksum.hpp"
+#include "clt/base/disk_full.hpp"
 #include "clt/io/file.hpp"
 #include "train/checkpoint_format.hpp"
 
@@ -13,54 +14,94 @@ namespace fs = std::filesystem;
 
 constexpr const char* temporary_suffix = ".tmp";
 
-std::uint64_t checksum_of_array(const SnapshotArray& array, const std::byte* data) {
-    const Index count = array.own.size() * array.width;
-    const Index first = array.own.begin * array.width;
-    if (array.type == H5Type::float32)
-        return checksum_of(reinterpret_cast<const float*>(data), count, first);
-    CLT_CHECK(array.type == H5Type::int64);
-    return checksum_of(reinterpret_cast<const Index*>(data), count, first);
+// A number that is not finite makes a checkpoint worthless, and pruning would then remove a good
+// one: found here, where every number passes by anyway.
+void refuse_not_finite(const std::string& path, const CheckpointSnapshot& snapshot,
+                       std::vector<Index> places, const Communicator& all) {
+    for (Index& place : places) place = -place;
+    all.all_reduce_max(std::span(places));
+    for (std::size_t i = 0; i < places.size(); ++i)
+        if (-places[i] != all_finite)
+            user_error("{}: not saved: {}; older checkpoints stay", path,
+                       not_finite_text(snapshot.arrays()[i], -places[i]));
 }
 
-void write_arrays(H5File& file, const CheckpointSnapshot& snapshot, const Communicator& all,
-                  CheckpointTexts& texts) {
+void write_arrays(H5File& file, const std::string& path, const CheckpointSnapshot& snapshot,
+                  const Communicator& all, CheckpointTexts& texts) {
     // All arrays are made before the first is written: each sets its disk space aside, so a disk
     // without room for the whole checkpoint is refused at once.
     std::vector<H5Dataset> datasets;
-    for (const SnapshotArray& array : snapshot.arrays())
+    Index blocks = 0;
+    for (const SnapshotArray& array : snapshot.arrays()) {
         datasets.push_back(file.create_dataset(array.name, array.type, array.rows, array.width));
-    std::vector<std::uint64_t> sums;
+        blocks += blocks_of(array, block_rows_of(array));
+    }
+    datasets.push_back(file.create_dataset(block_checksums_name, H5Type::uint64, blocks, 1));
+
+    std::vector<std::uint64_t> sums(static_cast<std::size_t>(blocks), 0);
+    std::vector<Index> not_finite;
+    Index first = 0;
     for (const SnapshotArray& array : snapshot.arrays()) {
         const std::byte* data = snapshot.data(array);
-        datasets[sums.size()].write(array.own, data);
-        sums.push_back(checksum_of_array(array, data));
+        const Index block_rows = block_rows_of(array);
+        const Index count = blocks_of(array, block_rows);
+        datasets[not_finite.size()].write(array.own, data);
         if (all.rank() == 0) begin_sync(file.path());
+        add_block_sums(array, block_rows, array.own, data,
+                       std::span(sums).subspan(static_cast<std::size_t>(first),
+                                               static_cast<std::size_t>(count)));
+        not_finite.push_back(first_not_finite(array, array.own, data));
+        first += count;
     }
+    refuse_not_finite(path, snapshot, not_finite, all);
     all.all_reduce_sum(std::span(sums));
-    Checksums checksums;
-    for (std::size_t i = 0; i < sums.size(); ++i) checksums[snapshot.arrays()[i].name] = sums[i];
-    seal(texts, checksums);
+    datasets.back().write({0, all.rank() == 0 ? blocks : 0}, sums.data());
+    seal(texts, sums);
     write_texts(file, texts);
+}
+
+// What was written is what is there: MPI-IO has been seen to lose writes without a word.
+CheckpointHeader read_back(const std::string& temporary, const Communicator& all) {
+    CheckpointHeader header = read_checkpoint_header(temporary, all);
+    const std::vector<std::string> problems = verify_checkpoint(header, all, /*stoppable=*/false);
+    if (!problems.empty())
+        throw LibraryError(fmt::format("{}: reads back otherwise than it was written: {}",
+                                       temporary, problems.front()));
+    return header;
 }
 
 }  // namespace
 
-void write_checkpoint(const std::string& folder, const CheckpointSnapshot& snapshot,
-                      const Communicator& all) {
-    const std::string path =
-        (fs::path(folder) / fmt::format("step_{}.h5", snapshot.step())).string();
+void require_disk_space(const std::string& folder, Index bytes, const Communicator& all) {
+    all.together([&] {
+        if (all.rank() != 0) return;
+        const Index left = free_bytes(folder).value_or(bytes);
+        if (left < bytes)
+            throw DiskFullError(
+                fmt::format("{}: no room for a checkpoint: {} bytes are needed, {} are free, {} "
+                            "are missing",
+                            folder, bytes, left, bytes - left));
+    });
+}
+
+VerifiedCheckpoint write_checkpoint(const std::string& folder, const CheckpointSnapshot& snapshot,
+                                    const Communicator& all) {
+    const std::string path = (fs::path(folder) / CheckpointName{snapshot.step()}.text()).string();
     const std::string temporary = path + temporary_suffix;
     // HDF5 wants the same attributes of every rank.
-    CheckpointTexts texts =
-        broadcast(make_texts(snapshot.shape(), snapshot.model(), snapshot.state()), all);
+    CheckpointTexts texts = broadcast(make_texts(snapshot), all);
+    require_disk_space(folder, snapshot.file_bytes(), all);
     try {
         H5File file = H5File::create(temporary, &all);
-        write_arrays(file, snapshot, all, texts);
+        write_arrays(file, path, snapshot, all, texts);
         file.close();
+        if (all.rank() == 0) begin_sync(temporary);  // the disk works while we read
+        const CheckpointHeader header = read_back(temporary, all);
         all.together([&] { sync_file(temporary); });
         all.together([&] {
             if (all.rank() == 0) publish_file(temporary, path);
         });
+        return {snapshot.step(), header.bytes, header.seal};
     } catch (...) {
         std::error_code ignored;
         if (all.rank() == 0) fs::remove(temporary, ignored);

@@ -47,8 +47,8 @@ class Run {
     int execute();
 
   private:
-    void fork_from(const CheckpointInfo& start);
-    void go_on_from(const CheckpointInfo& checkpoint);
+    void fork_from(const CheckpointHeader& start);
+    void go_on_from(const CheckpointHeader& checkpoint);
     bool roll_back(const NotFinite& why);
     int train();
     bool ends_at(Index step) const { return step >= job_.schedule.steps; }
@@ -117,7 +117,8 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
               static_cast<std::uint64_t>(job.job.seed)),
       step_(backend, grid, params_, job.model, job.loss, sources_.training->error_scale(),
             job.data.batch_tokens),
-      saver_(job.checkpoint, folder.checkpoints, grid, backend, workers) {
+      saver_(job.checkpoint, folder.checkpoints,
+             folder.start && !folder.fork ? &*folder.start : nullptr, grid, backend, workers) {
     if (sources_.evaluation) evaluation_start_ = sources_.evaluation->cursor();
     if (folder.start && folder.fork) {
         fork_from(*folder.start);
@@ -139,10 +140,10 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
 }
 
 // The parameters of another run's checkpoint; what has been done so far is nothing.
-void Run::fork_from(const CheckpointInfo& start) {
+void Run::fork_from(const CheckpointHeader& start) {
     const bool moments = !options_.fresh_optimizer;
-    const CheckpointState saved =
-        read_checkpoint(start.path, backend_, grid_, params_, step_.silence(), moments);
+    const CheckpointState& saved = start.state;
+    read_checkpoint(start, backend_, grid_, params_, step_.silence(), moments);
     const RunState old = parse_run_state(saved.extra, start.path);
     state_.updates_before = moments ? old.updates_before + saved.step : 0;
     state_.fork = {fs::absolute(start.path).lexically_normal(), saved.step,
@@ -152,11 +153,12 @@ void Run::fork_from(const CheckpointInfo& start) {
 }
 
 // Parameters and state of this run's checkpoint, and its place in the data.
-void Run::go_on_from(const CheckpointInfo& checkpoint) {
-    const CheckpointState saved = read_checkpoint(checkpoint.path, backend_, grid_, params_,
-                                                  step_.silence(), /*moments=*/true);
+void Run::go_on_from(const CheckpointHeader& checkpoint) {
+    const CheckpointState& saved = checkpoint.state;
+    read_checkpoint(checkpoint, backend_, grid_, params_, step_.silence(), /*moments=*/true);
     state_ = parse_run_state(saved.extra, checkpoint.path);
     state_.step = saved_step_ = saved.step;
+    state_.threshold = saved.threshold;
     sources_.training->seek(saved.cursor);
     // It may have been superseded by a better one before the run went back behind that.
     if (!all_.broadcast(fs::exists(folder_.checkpoints + "/" + best()))) state_.best_step = 0;
@@ -185,9 +187,9 @@ bool Run::roll_back(const NotFinite& why) {
     // Whatever uses HDF5 ends first.
     saver_.wait();
     sources_.training->reorder(rollbacks);
-    const std::optional<CheckpointInfo> last = find_newest_checkpoint(folder_.checkpoints, all_);
-    if (!last) return false;
-    go_on_from(*last);
+    const FoundCheckpoint found = find_newest_checkpoint(folder_.checkpoints, all_);
+    if (!found.newest) return false;
+    go_on_from(*found.newest);
     state_.rollbacks = rollbacks;
     sources_.training->reorder(rollbacks);
     all_.together([&] {
@@ -252,6 +254,8 @@ StepResult Run::advance() {
     }
     ++state_.step;
     state_.tokens += batch_.tokens;
+    if (result.finite && job_.model.activation == "batchtopk")
+        state_.threshold.add(result.threshold);
     ++leg_steps_;
     ++interval_steps_;
     interval_wait_s_ += batch_.wait_s;
@@ -346,12 +350,12 @@ void Run::note_best(const Evaluation& evaluation) {
         return;
     state_.best_step = state_.step;
     state_.best_nmse = evaluation.nmse;
-    saver_.prune(best());
+    saver_.prune(state_.best_step);
 }
 
 // The file's name; empty: there is none yet.
 std::string Run::best() const {
-    return state_.best_step == 0 ? "" : fmt::format("step_{}.h5", state_.best_step);
+    return state_.best_step == 0 ? "" : CheckpointName{state_.best_step}.text();
 }
 
 void Run::publish(const std::optional<Evaluation>& evaluation) {
@@ -373,13 +377,15 @@ void Run::save() {
     if (leads()) metrics_->sync();
     RunState saved = state_;
     saved.seconds = seconds();
-    saved.normalization = job_.data.normalization;
     CheckpointState checkpoint;
     checkpoint.step = state_.step;
+    checkpoint.tokens = state_.tokens;
+    checkpoint.data = sources_.data;
+    checkpoint.threshold = state_.threshold;
     checkpoint.cursor = sources_.training->cursor();
     checkpoint.job = options_.resolved_job;
     checkpoint.extra = to_json(saved);
-    saver_.save(params_, step_.silence(), job_.model, checkpoint, best());
+    saver_.save(params_, step_.silence(), job_.model, checkpoint, state_.best_step);
     saved_step_ = state_.step;
 }
 
@@ -411,7 +417,7 @@ void Run::write_results(const std::optional<Evaluation>& evaluation) {
         results["grid"] = {{"data", grid_.data_parts()}, {"feature", grid_.feature_parts()}};
         results["backend"] = backend_.name();
         results["revision"] = revision();
-        results["checkpoint"] = fmt::format("checkpoints/step_{}.h5", state_.step);
+        results["checkpoint"] = "checkpoints/" + CheckpointName{state_.step}.text();
         if (state_.best_step > 0) results["best_checkpoint"] = "checkpoints/" + best();
         if (state_.fork) results["fork"] = nlohmann::ordered_json::parse(to_json(*state_.fork));
         results["evaluation"] = evaluation ? nlohmann::ordered_json::parse(to_json(*evaluation))

@@ -12,6 +12,7 @@ namespace clt {
 
 struct RunSources {
     std::unique_ptr<BatchSource> training;
+    TrainingData data;  // of `training`, for checkpoints
     /// A pass over the held-out tokens; null when nothing is held out.
     std::unique_ptr<BatchSource> evaluation;
 };

@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <filesystem>
 
 #include "clt/base/log.hpp"
@@ -19,21 +18,12 @@ std::vector<Index> steps_in(const std::string& checkpoints) {
     std::vector<Index> steps;
     std::error_code code;
     for (fs::directory_iterator entry(checkpoints, code), end; !code && entry != end;
-         entry.increment(code)) {
-        const std::string name = entry->path().filename().string();
-        if (!name.starts_with("step_") || !name.ends_with(".h5")) continue;
-        Index step = 0;
-        const char* const last = name.data() + name.size() - 3;
-        const auto [stop, error] = std::from_chars(name.data() + 5, last, step);
-        if (error == std::errc{} && stop == last && step >= 0) steps.push_back(step);
-    }
+         entry.increment(code))
+        if (const auto name = CheckpointName::parse(entry->path().filename().string()))
+            steps.push_back(name->step);
     if (code) user_error("{}: the folder cannot be read: {}", checkpoints, code.message());
     std::sort(steps.rbegin(), steps.rend());
     return steps;
-}
-
-std::string checkpoint_name(Index step) {
-    return fmt::format("step_{}.h5", step);
 }
 
 bool has_logged(const RunFolder& folder) {
@@ -81,7 +71,7 @@ void judge_changes(const RunFolder& folder, const TrainJob& job, const TrainOpti
     std::vector<std::string> followed;
     for (const FieldChange& change : changes)
         (change.role == Role::free ? followed : refused).push_back(change.text());
-    const Index done = folder.start->step;
+    const Index done = folder.start->state.step;
     if (!refused.empty())
         user_error(
             "cannot resume the run in {}: the job now differs from it in {}; undo the change or "
@@ -99,7 +89,7 @@ void judge_changes(const RunFolder& folder, const TrainJob& job, const TrainOpti
                  new_shape(changes, job, done));
 }
 
-CheckpointInfo checkpoint_of_step(const RunFolder& folder, Index step, const Communicator& all) {
+CheckpointHeader checkpoint_of_step(const RunFolder& folder, Index step, const Communicator& all) {
     std::string path;
     all.together([&] {
         if (all.rank() != 0) return;
@@ -108,13 +98,13 @@ CheckpointInfo checkpoint_of_step(const RunFolder& folder, Index step, const Com
             user_error("--resume-step {}: no such checkpoint in {}, which has {}", step,
                        folder.checkpoints,
                        steps.empty() ? "none" : fmt::format("{}", fmt::join(steps, ", ")));
-        path = folder.checkpoints + "/" + checkpoint_name(step);
+        path = folder.checkpoints + "/" + CheckpointName{step}.text();
     });
-    return inspect_checkpoint(all.broadcast(path), all);
+    return read_checkpoint_header(all.broadcast(path), all);
 }
 
 // A checkpoint's file, or the newest of a run's folder or of a folder of checkpoints.
-CheckpointInfo checkpoint_to_fork(const std::string& given, const Communicator& all) {
+CheckpointHeader checkpoint_to_fork(const std::string& given, const Communicator& all) {
     std::string path = given;
     bool is_folder = false;
     all.together([&] {
@@ -124,14 +114,14 @@ CheckpointInfo checkpoint_to_fork(const std::string& given, const Communicator& 
         is_folder = fs::is_directory(path, code);
     });
     path = all.broadcast(path);
-    if (!all.broadcast(is_folder)) return inspect_checkpoint(path, all);
-    std::optional<CheckpointInfo> newest = find_newest_checkpoint(path, all);
-    if (!newest) user_error("--fork {}: no whole checkpoint in {}", given, path);
-    return *std::move(newest);
+    if (!all.broadcast(is_folder)) return read_checkpoint_header(path, all);
+    FoundCheckpoint found = find_newest_checkpoint(path, all);
+    if (!found.newest) user_error("--fork {}: no whole checkpoint in {}", given, path);
+    return *std::move(found.newest);
 }
 
 // Everything else may be another in a fork.
-void refuse_other_model(const CheckpointInfo& source, const TrainJob& job, const Shape& shape) {
+void refuse_other_model(const CheckpointHeader& source, const TrainJob& job, const Shape& shape) {
     std::vector<std::string> differences;
     const auto compare = [&](const char* what, const auto& now, const auto& was) {
         if (!(now == was)) differences.push_back(fmt::format("{} ({}, was {})", what, now, was));
@@ -139,8 +129,9 @@ void refuse_other_model(const CheckpointInfo& source, const TrainJob& job, const
     compare("model.features", shape.features, source.shape.features);
     compare("the data's layers", shape.layers, source.shape.layers);
     compare("the data's d_model", shape.d_model, source.shape.d_model);
-    if ((job.model.activation == "jumprelu") != (source.activation == "jumprelu"))  // thresholds
-        compare("model.activation", job.model.activation, source.activation);
+    if ((job.model.activation == "jumprelu") !=
+        (source.model.activation == "jumprelu"))  // thresholds
+        compare("model.activation", job.model.activation, source.model.activation);
     if (!differences.empty())
         user_error("--fork {}: its weights do not fit this job, which differs in {}", source.path,
                    fmt::join(differences, ", "));
@@ -156,7 +147,7 @@ void rename_into(const std::string& file, const std::string& folder) {
 // newest checkpoint first, so that what is left when this is cut off still is one line of steps.
 void set_aside_superseded(const RunFolder& folder) {
     const bool resumed = folder.start && !folder.fork;
-    const Index done = resumed ? folder.start->step : -1;
+    const Index done = resumed ? folder.start->state.step : -1;
     std::vector<Index> newer = steps_in(folder.checkpoints);
     std::erase_if(newer, [&](Index step) { return step <= done; });
     if (newer.empty() && (resumed || !has_logged(folder))) return;
@@ -169,7 +160,7 @@ void set_aside_superseded(const RunFolder& folder) {
     if (has_logged(folder)) write_file(aside + "/metrics.jsonl", read_file(folder.metrics_file()));
     if (fs::exists(folder.results_file())) rename_into(folder.results_file(), aside);
     for (const Index step : newer)
-        rename_into(folder.checkpoints + "/" + checkpoint_name(step), aside);
+        rename_into(folder.checkpoints + "/" + CheckpointName{step}.text(), aside);
     log_info("what {} had beyond step {} is now in {}{}{}", folder.path, std::max<Index>(done, 0),
              aside, newer.empty() ? "" : ": the checkpoints of step ", fmt::join(newer, ", "));
 }
@@ -181,7 +172,7 @@ RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOp
     RunFolder folder;
     folder.path = job.job.output;
     folder.checkpoints = folder.path + "/checkpoints";
-    std::optional<CheckpointInfo> source;
+    std::optional<CheckpointHeader> source;
     if (!options.fork.empty()) {
         source = checkpoint_to_fork(options.fork, all);
         refuse_other_model(*source, job, shape);
@@ -205,7 +196,7 @@ RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOp
             folder.path);
     if (old_run) {
         folder.start = options.resume_step ? checkpoint_of_step(folder, *options.resume_step, all)
-                                           : find_newest_checkpoint(folder.checkpoints, all);
+                                           : find_newest_checkpoint(folder.checkpoints, all).newest;
         if (folder.start) {
             judge_changes(folder, job, options);
             return folder;
@@ -223,7 +214,7 @@ RunFolder open_run_folder(const TrainJob& job, const Shape& shape, const TrainOp
 void take_over(const RunFolder& folder, const TrainJob& job, const TrainOptions& options) {
     set_aside_superseded(folder);
     // Of an earlier end: a reader must not take it for this run's.
-    if (folder.fork || !folder.start || folder.start->step < job.schedule.steps) {
+    if (folder.fork || !folder.start || folder.start->state.step < job.schedule.steps) {
         std::error_code code;
         fs::remove(folder.results_file(), code);
         if (code) user_error("{}: cannot be removed: {}", folder.results_file(), code.message());

@@ -16,7 +16,7 @@ struct RunFolder {
     std::string path;
     std::string checkpoints;  // path/checkpoints
     /// What the run starts from; none: from the initial parameters.
-    std::optional<CheckpointInfo> start;
+    std::optional<CheckpointHeader> start;
     bool fork = false;  // start is another run's
     std::optional<FolderLock> lock;
 

@@ -22,7 +22,6 @@ std::string to_json(const RunState& state) {
                                 {"rollbacks", state.rollbacks},
                                 {"best_step", state.best_step},
                                 {"best_nmse", state.best_nmse},
-                                {"normalization", state.normalization},
                                 {"updates_before", state.updates_before}};
     if (state.fork) json["fork"] = nlohmann::ordered_json::parse(to_json(*state.fork));
     return json.dump();
@@ -43,7 +42,6 @@ RunState parse_run_state(const std::string& json, const std::string& checkpoint)
     state.best_step = parsed.integer("best_step");
     // Written as null when it was not finite: any finite one is better.
     state.best_nmse = parsed.finite_or("best_nmse", std::numeric_limits<double>::infinity());
-    state.normalization = parsed.text("normalization");
     state.updates_before = parsed.integer_or("updates_before", 0, 0);
     if (parsed.has("fork")) {
         const JsonObject fork = parsed.object("fork");

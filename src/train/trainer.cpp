@@ -37,10 +37,13 @@ int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
     const ProcessGrid grid(world, job.grid);
     check_it_fits(job, grid, backend);
     RunSources sources;
-    sources.training = make_training_source(job.data, static_cast<std::uint64_t>(job.job.seed),
-                                            grid, backend, workers);
-    sources.evaluation = make_evaluation_source(job.data, job.evaluation.tokens, /*whole=*/false,
-                                                grid, backend, workers);
+    sources.data =
+        training_data(ActivationDataset(job.data.path, grid.all()), job.data.normalization);
+    const Normalization& normalization = sources.data.normalization;
+    sources.training = make_training_source(
+        job.data, normalization, static_cast<std::uint64_t>(job.job.seed), grid, backend, workers);
+    sources.evaluation = make_evaluation_source(job.data, normalization, job.evaluation.tokens,
+                                                /*whole=*/false, grid, backend, workers);
     check_evaluation(job, sources);
     const Shape shape{sources.training->layers(), sources.training->d_model(), job.model.features};
     grid.all().stop_point("the data was opened");

@@ -189,15 +189,18 @@ TEST_F(CudaTest, BatchesOfADataSetLieInPinnedMemory) {
     for (int data = 1; data <= world_.size(); ++data) {
         if (world_.size() % data != 0) continue;
         const ProcessGrid grid(world_, data, world_.size() / data);
+        const Normalization normalization =
+            normalization_of(ActivationDataset(config.path, world_), config.normalization);
         for (config.batch_tokens = 1; config.batch_tokens < 9; ++config.batch_tokens) {
-            const auto training = make_training_source(config, 42, grid, backend_, workers);
+            const auto training =
+                make_training_source(config, normalization, 42, grid, backend_, workers);
             for (int i = 0; i < 12; ++i) {
                 const HostBatch batch = training->next();
                 EXPECT_TRUE(locked(batch.inputs) && locked(batch.targets));
                 if (i == 5) training->seek(training->cursor());
             }
-            const auto pass =
-                make_evaluation_source(config, 0, /*whole=*/true, grid, backend_, workers);
+            const auto pass = make_evaluation_source(config, normalization, 0, /*whole=*/true, grid,
+                                                     backend_, workers);
             for (HostBatch batch = pass->next(); batch.tokens > 0; batch = pass->next())
                 EXPECT_TRUE(locked(batch.inputs) && locked(batch.targets));
         }

@@ -58,6 +58,28 @@ DataConfig config(const std::string& folder) {
     return data;
 }
 
+/// Scaled by the data set's own statistics. The I/O thread opens it: it may be reading another.
+Normalization own_normalization(const DataConfig& data, const ProcessGrid& grid, Workers& threads) {
+    Normalization normalization;
+    threads.io.call([&] {
+        normalization =
+            normalization_of(ActivationDataset(data.path, grid.all()), data.normalization);
+    });
+    return normalization;
+}
+std::unique_ptr<BatchSource> training_source(const DataConfig& data, std::uint64_t seed,
+                                             const ProcessGrid& grid, Backend& on,
+                                             Workers& threads) {
+    return make_training_source(data, own_normalization(data, grid, threads), seed, grid, on,
+                                threads);
+}
+std::unique_ptr<BatchSource> evaluation_source(const DataConfig& data, Index max_tokens, bool whole,
+                                               const ProcessGrid& grid, Backend& on,
+                                               Workers& threads) {
+    return make_evaluation_source(data, own_normalization(data, grid, threads), max_tokens, whole,
+                                  grid, on, threads);
+}
+
 /// The tokens of the next n batches, in order, on every rank; checks every element on the way.
 std::vector<Index> draw(BatchSource& source, Index n, const ProcessGrid& grid) {
     std::vector<Index> tokens;
@@ -135,8 +157,8 @@ TEST(TrainingSource, SameTokensInTheSameOrderOnEveryGridAndPrefetch) {
         const Index n = std::max<Index>(2, 2 * all_rows / settings.batch_tokens + 1);
         Settings plain = settings;
         plain.prefetch = 0;
-        const auto reference = make_training_source(apply(config(scratch / "set"), plain), 42,
-                                                    alone.grid, backend(), workers());
+        const auto reference = training_source(apply(config(scratch / "set"), plain), 42,
+                                               alone.grid, backend(), workers());
         const std::vector<Index> expected = draw(*reference, n, alone.grid);
         for (Index epoch = 0; (epoch + 1) * all_rows <= static_cast<Index>(expected.size());
              ++epoch) {
@@ -148,8 +170,8 @@ TEST(TrainingSource, SameTokensInTheSameOrderOnEveryGridAndPrefetch) {
                                 expected.begin() + all_rows));  // epochs reshuffle
         for (int data = 1; data <= world.size(); data *= 2) {
             const ProcessGrid grid(world, data, world.size() / data);
-            const auto source = make_training_source(apply(config(scratch / "set"), settings), 42,
-                                                     grid, backend(), workers());
+            const auto source = training_source(apply(config(scratch / "set"), settings), 42, grid,
+                                                backend(), workers());
             EXPECT_EQ(source->tokens(), all_rows);
             EXPECT_EQ(draw(*source, n, grid), expected)
                 << settings.sampling << " window " << settings.window_tokens << " batch "
@@ -167,13 +189,13 @@ TEST(TrainingSource, SeekInMidEpochContinuesBitForBitOnEveryGrid) {
         DataConfig data = config(scratch / "set");
         data.sampling = sampling;
         data.prefetch = 3;
-        const auto reference = make_training_source(data, 42, alone.grid, backend(), workers());
+        const auto reference = training_source(data, 42, alone.grid, backend(), workers());
         for (Index behind = 0; behind < 5; ++behind) {
             const std::string cursor = reference->cursor();
             const std::vector<Index> expected = draw(*reference, 3, alone.grid);
             const ProcessGrid grid(world, world.size() > 1 ? 2 : 1,
                                    world.size() > 1 ? world.size() / 2 : 1);
-            const auto source = make_training_source(data, 42, grid, backend(), workers());
+            const auto source = training_source(data, 42, grid, backend(), workers());
             draw(*source, behind % 2, grid);  // also away from a place already begun
             source->seek(cursor);
             EXPECT_EQ(source->cursor(), cursor);
@@ -190,23 +212,21 @@ TEST(TrainingSource, RefusesACursorOfAnotherRun) {
     write_set(scratch / "other", world, DType::float16);
     const ProcessGrid grid(world, 1, world.size());
     const DataConfig data = config(scratch / "set");
-    const auto source = make_training_source(data, 42, grid, backend(), workers());
+    const auto source = training_source(data, 42, grid, backend(), workers());
     const std::string cursor = source->cursor();
-    EXPECT_EQ(test::message_of<UserError>([&] {
-                  make_training_source(data, 43, grid, backend(), workers())->seek(cursor);
-              }),
+    EXPECT_EQ(test::message_of<UserError>(
+                  [&] { training_source(data, 43, grid, backend(), workers())->seek(cursor); }),
               scratch / "set" +
                   ": the run to continue drew its batches with job.seed = 42, this job says 43");
     EXPECT_EQ(test::message_of<UserError>([&] {
-                  make_training_source(config(scratch / "other"), 42, grid, backend(), workers())
+                  training_source(config(scratch / "other"), 42, grid, backend(), workers())
                       ->seek(cursor);
               }),
               scratch / "other" + ": is another data set than the run to continue was trained on");
     DataConfig windows = data;
     windows.window_tokens = 10;
-    EXPECT_NE(test::message_of<UserError>([&] {
-                  make_training_source(windows, 42, grid, backend(), workers())->seek(cursor);
-              })
+    EXPECT_NE(test::message_of<UserError>(
+                  [&] { training_source(windows, 42, grid, backend(), workers())->seek(cursor); })
                   .find("window_tokens = 0, holdout_fraction = 0, this job says sampling = "
                         "sequential, window_tokens = 10"),
               std::string::npos);
@@ -221,8 +241,8 @@ TEST(EvaluationSource, HeldOutRowsAreNeverTrainedOn) {
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
     data.holdout_fraction = 0.2;
-    const auto training = make_training_source(data, 42, grid, backend(), workers());
-    const auto evaluation = make_evaluation_source(data, 0, false, grid, backend(), workers());
+    const auto training = training_source(data, 42, grid, backend(), workers());
+    const auto evaluation = evaluation_source(data, 0, false, grid, backend(), workers());
     ASSERT_NE(evaluation, nullptr);
     EXPECT_EQ(evaluation->tokens(), 7 + 1 + 5);
     EXPECT_EQ(training->tokens(), all_rows - 13);
@@ -244,8 +264,8 @@ TEST(EvaluationSource, WholeSetInStoredOrderOrItsFirstTokens) {
     write_set(scratch / "set", world);
     const ProcessGrid grid(world, world.size(), 1);
     const DataConfig data = config(scratch / "set");
-    EXPECT_EQ(make_evaluation_source(data, 0, false, grid, backend(), workers()), nullptr);
-    const auto whole = make_evaluation_source(data, 0, true, grid, backend(), workers());
+    EXPECT_EQ(evaluation_source(data, 0, false, grid, backend(), workers()), nullptr);
+    const auto whole = evaluation_source(data, 0, true, grid, backend(), workers());
     const std::vector<Index> tokens = draw(*whole, 9, grid);
     EXPECT_EQ(tokens.size(), static_cast<std::size_t>(all_rows));
     EXPECT_EQ(whole->next().tokens, 0);
@@ -262,7 +282,7 @@ TEST(EvaluationSource, WholeSetInStoredOrderOrItsFirstTokens) {
     }
     EXPECT_EQ(tokens, stored);
 
-    const auto some = make_evaluation_source(data, 20, true, grid, backend(), workers());
+    const auto some = evaluation_source(data, 20, true, grid, backend(), workers());
     EXPECT_EQ(draw(*some, 3, grid), std::vector<Index>(stored.begin(), stored.begin() + 20));
     EXPECT_EQ(some->next().tokens, 0);
 }
@@ -274,14 +294,14 @@ TEST(Sources, NormaliseAndSayHowErrorsScaleBack) {
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
     const HostBatch plain_view =
-        make_evaluation_source(data, 8, true, grid, backend(), workers())->next();
+        evaluation_source(data, 8, true, grid, backend(), workers())->next();
     EXPECT_EQ(plain_view.tokens, 8);
-    const auto plain_source = make_evaluation_source(data, 8, true, grid, backend(), workers());
+    const auto plain_source = evaluation_source(data, 8, true, grid, backend(), workers());
     const HostBatch plain = plain_source->next();
     EXPECT_EQ(plain_source->error_scale(), std::vector<float>(layers * d_model, 1.0F));
 
     data.normalization = "sqrt_d_model";
-    const auto scaled_source = make_evaluation_source(data, 8, true, grid, backend(), workers());
+    const auto scaled_source = evaluation_source(data, 8, true, grid, backend(), workers());
     const HostBatch scaled = scaled_source->next();
     for (std::size_t i = 0; i < plain.inputs.size(); ++i) {
         EXPECT_FLOAT_EQ(scaled.inputs[i], plain.inputs[i] * std::sqrt(3.0F));
@@ -290,7 +310,7 @@ TEST(Sources, NormaliseAndSayHowErrorsScaleBack) {
     EXPECT_FLOAT_EQ(scaled_source->error_scale()[0], 1 / std::sqrt(3.0F));
 
     data.normalization = "mean_std";
-    const auto standard_source = make_evaluation_source(data, 8, true, grid, backend(), workers());
+    const auto standard_source = evaluation_source(data, 8, true, grid, backend(), workers());
     const HostBatch standard = standard_source->next();
     const ActivationDataset dataset(scratch / "set", world);
     for (std::size_t i = 0; i < plain.inputs.size(); ++i) {
@@ -314,11 +334,11 @@ TEST(Sources, MeanStdNeedsStatistics) {
     const ProcessGrid grid(world, 1, world.size());
     DataConfig data = config(scratch / "set");
     data.normalization = "mean_std";
-    EXPECT_EQ(test::message_of<UserError>(
-                  [&] { make_training_source(data, 42, grid, backend(), workers()); }),
-              scratch / "set/norm_stats.json" +
-                  ": missing, or without some of the 2 layers; data.normalization = \"mean_std\" "
-                  "needs it");
+    EXPECT_EQ(
+        test::message_of<UserError>([&] { training_source(data, 42, grid, backend(), workers()); }),
+        scratch / "set/norm_stats.json" +
+            ": missing, or without some of the 2 layers; data.normalization = \"mean_std\" "
+            "needs it");
 }
 
 TEST(Sources, ANotFiniteActivationNamesChunkLayerAndRow) {
@@ -343,7 +363,7 @@ TEST(Sources, ANotFiniteActivationNamesChunkLayerAndRow) {
             DataConfig data = config(scratch / "set");
             data.prefetch = prefetch;
             data.window_tokens = window;
-            const auto source = make_training_source(data, 42, grid, backend(), workers());
+            const auto source = training_source(data, 42, grid, backend(), workers());
             EXPECT_EQ(test::message_of<UserError>([&] {
                           for (int i = 0; i < 10; ++i) source->next();
                       }),
@@ -362,7 +382,7 @@ TEST(Sources, ABrokenChunkIsNamedOnEveryRank) {
     for (const Index prefetch : {0, 2}) {
         DataConfig data = config(scratch / "set");
         data.prefetch = prefetch;
-        const auto source = make_training_source(data, 42, grid, backend(), workers());
+        const auto source = training_source(data, 42, grid, backend(), workers());
         EXPECT_NE(test::message_of<UserError>([&] {
                       for (int i = 0; i < 10; ++i) source->next();
                   }).find("chunk_2.hdf5"),

@@ -173,8 +173,12 @@ TEST(Inspect, CheckpointsAndRunFolders) {
     backend->zero(silence.span());
     for (const Index step : {Index{9}, Index{10}}) {
         CheckpointSnapshot snapshot;
-        snapshot.take(*backend, grid, params, std::as_const(silence).span(), config,
-                      {step, "{\"epoch\":3}", "[job]\nkind = \"train\"", "{}"});
+        CheckpointState state;
+        state.step = step;
+        state.cursor = "{\"epoch\":3}";
+        state.job = "[job]\nkind = \"train\"";
+        state.extra = "{}";
+        snapshot.take(*backend, grid, params, std::as_const(silence).span(), config, state);
         write_checkpoint(checkpoints, snapshot, world);
     }
     const std::string newest = checkpoints + "/step_10.h5";

@@ -388,7 +388,6 @@ TEST(RunStateTest, GoesThroughItsJson) {
     state.skipped_in_a_row = 3;
     state.best_step = 40;
     state.best_nmse = 0.1 + 0.2;
-    state.normalization = "mean_std";
     const RunState back = parse_run_state(to_json(state), "step_50.h5");
     EXPECT_EQ(to_json(back), to_json(state));
     EXPECT_EQ(back.tokens, state.tokens);

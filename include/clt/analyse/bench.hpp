@@ -44,4 +44,12 @@ struct BenchOptions {
 /// not fit.
 std::string bench_step(const BenchOptions& options, Backend& backend, const Communicator& world);
 
+/// The save of a checkpoint of this model next to a file of as many bytes written by one process in
+/// sequence, with fsync, in the same folder, in turns. One JSON object, on every rank (medians):
+/// bytes, take_s (the copy to host memory, for which training stops), write_s (reading back
+/// included), plain_s, ratio_to_plain (plain_s / write_s). Collective over `world`. Throws
+/// UserError when the folder cannot be written.
+std::string bench_checkpoint(const BenchOptions& options, const std::string& folder,
+                             Backend& backend, const Communicator& world);
+
 }  // namespace clt

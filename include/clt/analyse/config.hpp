@@ -36,8 +36,8 @@ struct EvaluateJob {
     void tables(V& v) {
         v("job", job, "What the job is and where its results go", {"seed"});
         v("grid", grid, "Ranks: data replicas x feature shards");
-        v("data", data, "Activations, batches, normalisation (as in training)",
-          {"sampling", "window_tokens"});
+        v("data", data, "Activations and batches; they are normalised as the checkpoint says",
+          {"normalization", "sampling", "window_tokens"});
         v("evaluate", evaluate, "What is judged, and on which tokens");
         v("run", run, "What the job does when something goes wrong");
     }

@@ -43,6 +43,8 @@ class ActivationDataset {
     const std::vector<Index>& layer_ids() const { return layer_ids_; }
     const std::vector<ChunkInfo>& chunks() const { return chunks_; }
     const std::string& metadata() const { return metadata_; }  // JSON text
+    /// FNV-1a of metadata.json and the chunk sizes: tells data sets apart, wherever they lie.
+    std::string fingerprint() const;
     /// By position of the layer in numeric order; empty when norm_stats.json is missing or lacks a
     /// layer.
     const std::vector<LayerStats>& stats() const { return stats_; }

@@ -28,7 +28,11 @@ void remove_file(const std::string& path);
 /// checksum_of the bytes [range) of a file; range.begin is a multiple of 8, so that parts may be
 /// summed. Throws UserError when the file ends before.
 std::uint64_t checksum_of_file(const std::string& path, Shard range);
-
+/// Length of a file that the system lets us open and read. Throws UserError otherwise, naming the
+/// file and why, so that a failure behind it is the content's.
+Index readable_bytes(const std::string& path);
+/// What the disk of an existing folder or file has left for us; nothing where that is not known.
+std::optional<Index> free_bytes(const std::string& path);
 /// Replaces `path` atomically. Throws UserError naming the file and the cause (full disk, no
 /// permission).
 void write_file(const std::string& path, const std::string& bytes);
@@ -36,7 +40,7 @@ void write_file(const std::string& path, const std::string& bytes);
 void publish_file(const std::string& from, const std::string& to);
 /// Sets disk space of `bytes` aside for an existing file, whose length stays: a full disk shows
 /// here and not in the middle of writing. Does nothing on file systems that cannot. Throws
-/// UserError.
+/// DiskFullError that says how many bytes are missing, else UserError.
 void reserve_space(const std::string& path, Index bytes);
 /// Tells the system to begin moving what was written to the disk, and does not wait: a later
 /// sync_file then finds most of it there. Failures show in that sync_file.

@@ -55,7 +55,7 @@ class Params {
 
     /// Every array, the same list on every rank (an empty shard has arrays of 0 rows), in file
     /// order: encoder/layer_l/{weight [F, d], bias [F, 1]}, decoder/layer_l/weight [F, (L-l) d],
-    /// decoder/bias [L, d], threshold/layer_l [F, 1] (jumprelu: natural log).
+    /// decoder/bias [L, d], log_threshold/layer_l [F, 1] (jumprelu: natural log).
     std::vector<ParamArray> arrays();
 
   private:

@@ -1,45 +1,96 @@
 // A checkpoint is one HDF5 file of global arrays (features are a hyperslab), so any grid reloads
-// it. Written to a temporary name, closed everywhere, agreed, fsynced, renamed, then the old ones
-// are pruned. Arrays: value/, moment1/, moment2/ + ParamArray::name [features, width] and
-// silence/layer_l [F]; root attributes carry the small state as text. Every array and the texts
-// have a checksum that does not depend on the grid: a file that lost bytes anywhere is refused.
+// it, and it stands alone: it holds what evaluating, converting or exporting the model needs.
+// Taken into host memory, written to a temporary name, read back, fsynced, renamed. Format 2:
+//   value/, moment1/, moment2/ + ParamArray::name   float32 [features, width]
+//   silence/layer_l                                 int64 [F, 1], steps since a feature fired
+//   normalization/{inputs,targets}/{mean,std}       float32 [L, d], with mean_std
+//   block_checksums                                 uint64, of every block of every array in order
+// and root attributes: clt_checkpoint (JSON: the header), cursor, job (TOML), extra (JSON) and
+// checksums. A block is as many whole rows as 4 MiB hold, whatever the grid. log_threshold/ is the
+// natural logarithm of jumprelu's thresholds. Format 1 is read too.
 #pragma once
+
+#include <fmt/format.h>
 
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "clt/comm/process_grid.hpp"
+#include "clt/data/training_data.hpp"
 #include "clt/io/hdf5.hpp"
 #include "clt/model/params.hpp"
 
 namespace clt {
 
+/// The name of the file of a step: step_<step>.h5.
+struct CheckpointName {
+    Index step = 0;
+
+    std::string text() const { return fmt::format("step_{}.h5", step); }
+    /// Nothing for any other file name.
+    static std::optional<CheckpointName> parse(std::string_view file_name);
+};
+
+/// batchtopk: the lowest score that the selection kept, for a conversion to fixed thresholds (it
+/// plays no part in training or evaluation). 0 for other activations.
+struct SelectionThreshold {
+    double last = 0;     // of the last step
+    double running = 0;  // mean over steps, each counting 0.99 of the one after it
+
+    void add(double threshold);
+};
+
+/// What the trainer keeps in a checkpoint beside the arrays.
 struct CheckpointState {
     Index step = 0;      // steps done
+    Index tokens = 0;    // trained on
     std::string cursor;  // BatchSource::cursor()
     std::string job;     // the resolved job, TOML
     std::string extra;   // JSON object: the trainer's own state
+    TrainingData data;
+    SelectionThreshold threshold;
 };
 
-/// What a checkpoint file says of itself, read without its arrays.
-struct CheckpointInfo {
-    std::string path;
-    Index step = 0;
-    Shape shape;
-    std::string activation;
-    ModelConfig model;  // as write_checkpoint got it: an evaluation has no other source
-    std::string revision;
-    CheckpointState state;
+enum class ArrayRole {
+    sharded,     // rows are features: each rank of a shard group has its own
+    replicated,  // every rank has all rows
 };
 
-/// One array of a checkpoint: what the file's header says of it, and this rank's part.
-struct SnapshotArray {
+struct CheckpointArray {
     std::string name;
     H5Type type = H5Type::float32;
-    Index rows = 0;    // of the file's array
-    Index width = 0;   // numbers a row
+    Index rows = 0;
+    Index width = 0;  // numbers a row
+    ArrayRole role = ArrayRole::sharded;
+
+    Index bytes() const { return rows * width * size_of(type); }
+};
+
+/// An array of a file: where it is, and what its content must be.
+struct StoredArray : CheckpointArray {
+    std::string stored_name;  // format 1 calls some arrays otherwise
+    Index block_rows = 1;
+    std::vector<std::uint64_t> block_sums;
+};
+
+/// What a checkpoint file says of itself, read once; its arrays may still be damaged.
+struct CheckpointHeader {
+    std::string path;
+    int format_version = 0;
+    Shape shape;
+    ModelConfig model;  // as training had it: an evaluation has no other source
+    std::string revision;
+    CheckpointState state;
+    std::vector<StoredArray> arrays;
+    std::string seal;  // changes with any part of the file
+    Index bytes = 0;   // of the file
+};
+
+/// One array of a snapshot and this rank's part of it.
+struct SnapshotArray : CheckpointArray {
     Shard own;         // rows this rank has and writes; every row belongs to exactly one rank
     Index offset = 0;  // bytes into the snapshot's memory
 };
@@ -68,6 +119,8 @@ class CheckpointSnapshot {
     }
     /// Of host memory on this rank.
     Index bytes() const { return static_cast<Index>(memory_.size()); }
+    /// Of the file, a little more than it will have.
+    Index file_bytes() const;
 
   private:
     Shape shape_;
@@ -78,36 +131,70 @@ class CheckpointSnapshot {
     std::shared_ptr<const void> pinned_;  // memory_, for fast copies from a device
 };
 
-/// Writes folder/step_<step>.h5 from host memory alone, so any thread may call it that has HDF5 and
-/// `all` (of the ranks that took the snapshot, in any order) to itself. Collective over `all`. Rank
-/// 0's state counts. Throws UserError (full disk, no permission) on every rank; then the temporary
-/// file is gone and older checkpoints are untouched.
-void write_checkpoint(const std::string& folder, const CheckpointSnapshot& snapshot,
-                      const Communicator& all);
+/// A checkpoint every byte of which was compared with its checksums, and how to know it again.
+struct VerifiedCheckpoint {
+    Index step = 0;
+    Index bytes = 0;
+    std::string seal;
+};
 
-/// Fills params and silence (empty on every rank: not wanted, as in evaluation) from the file,
-/// written on any grid. moments false: values only. Throws UserError naming file, array and shapes
-/// when it does not fit, or when an array's checksum is wrong. Collective over grid.all().
-CheckpointState read_checkpoint(const std::string& path, Backend& backend, const ProcessGrid& grid,
-                                Params& params, Span<Index> silence, bool moments);
+/// Writes folder/step_<step>.h5 from host memory alone and reads it back, so any thread may call it
+/// that has HDF5 and `all` (of the ranks that took the snapshot, in any order) to itself.
+/// Collective over `all`. Rank 0's state counts. Throws on every rank UserError (no permission; a
+/// number that is not finite, by array, row and column) or DiskFullError; then the temporary file
+/// is gone and older checkpoints are untouched.
+VerifiedCheckpoint write_checkpoint(const std::string& folder, const CheckpointSnapshot& snapshot,
+                                    const Communicator& all);
 
-/// Shape, activation and state of a whole checkpoint; its texts are verified, its arrays not.
-/// Throws UserError when it is missing, cut (at any byte) or not a checkpoint. Collective over the
-/// communicator (rank 0 reads).
-CheckpointInfo inspect_checkpoint(const std::string& path, const Communicator& communicator);
+/// Throws DiskFullError on every rank when the folder's disk has no room for a file of that many
+/// bytes. Collective (rank 0 looks).
+void require_disk_space(const std::string& folder, Index bytes, const Communicator& all);
 
-/// Reads every array and returns what is wrong, a sentence each: wrong checksums, values that are
-/// not finite (array, row, column). Throws as inspect_checkpoint. Collective.
-std::vector<std::string> verify_checkpoint(const std::string& path,
-                                           const Communicator& communicator);
+/// Throws UserError when the file is missing, cut (at any byte), damaged or not a checkpoint, or of
+/// a newer format. Collective over the communicator (rank 0 reads).
+CheckpointHeader read_checkpoint_header(const std::string& path, const Communicator& communicator);
 
-/// The newest checkpoint in the folder that is whole; those that are not are named in a warning.
-/// Collective.
-std::optional<CheckpointInfo> find_newest_checkpoint(const std::string& folder,
-                                                     const Communicator& communicator);
+/// Fills params and silence (empty on every rank: not wanted, as in evaluation) from a file written
+/// on any grid. moments false: values only. Throws UserError naming file, array and shapes when it
+/// does not fit, or array and rows when a block's checksum is wrong or a number is not finite.
+/// Collective over grid.all().
+void read_checkpoint(const CheckpointHeader& header, Backend& backend, const ProcessGrid& grid,
+                     Params& params, Span<Index> silence, bool moments);
 
-/// Keeps the newest `keep` and the one called `best` (empty: none); removes left-over temporary
-/// files. Rank 0 only.
-void prune_checkpoints(const std::string& folder, Index keep, const std::string& best);
+/// Reads every array and returns what is wrong, a sentence each: blocks with wrong checksums (array
+/// and rows), values that are not finite (array, row, column). stoppable: throws Stopped when a
+/// signal came. Collective.
+std::vector<std::string> verify_checkpoint(const CheckpointHeader& header,
+                                           const Communicator& communicator, bool stoppable = true);
+
+struct FoundCheckpoint {
+    std::optional<CheckpointHeader> newest;  // whole: all its bytes were verified
+    std::vector<std::string> passed_over;    // newer files that are damaged, foreign or renamed
+};
+
+/// The newest checkpoint in the folder that is whole; those passed over are named in warnings.
+/// Throws UserError when one cannot be judged: no permission, an I/O error, a newer format (a run
+/// must not go on from an older one without being told to). Collective.
+FoundCheckpoint find_newest_checkpoint(const std::string& folder, const Communicator& communicator);
+
+/// Which checkpoints of a run's folder are known to be whole, and which may go. For one rank, rank
+/// 0.
+class CheckpointKeeper {
+  public:
+    /// resumed_from: null for a new run.
+    CheckpointKeeper(std::string folder, const CheckpointHeader* resumed_from);
+
+    void written(const VerifiedCheckpoint& checkpoint);
+    /// Removes what is older than the newest `keep` verified checkpoints, but never best_step's (0:
+    /// none), and left-over temporary files. Files that are damaged, foreign or renamed do not
+    /// count and stay.
+    void prune(Index keep, Index best_step);
+
+  private:
+    bool still_there(const VerifiedCheckpoint& checkpoint) const;
+
+    std::string folder_;
+    std::vector<VerifiedCheckpoint> verified_;
+};
 
 }  // namespace clt

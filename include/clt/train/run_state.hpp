@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "clt/base/types.hpp"
+#include "clt/train/checkpoint.hpp"
 
 namespace clt {
 
@@ -28,7 +28,7 @@ struct RunState {
     double best_nmse = 0;
     Index updates_before = 0;  // in the moments when the run began: a fork's
     std::optional<ForkOrigin> fork;
-    std::string normalization;  // of the data: an evaluation has to use the same
+    SelectionThreshold threshold;  // in the checkpoint itself, not in the JSON
 };
 
 std::string to_json(const ForkOrigin& fork);
