@@ -1,6 +1,7 @@
 #include "clt/io/file.hpp"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -115,6 +116,12 @@ void write_file(const std::string& path, const std::string& bytes) {
 void reserve_space(const std::string& path, Index bytes) {
     if (bytes == 0) return;
     const Descriptor file(path, O_WRONLY, "written");
+    // Setting aside does not look at the process's own limit (ulimit -f); writing meets it.
+    struct rlimit limit {};
+    if (::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+        static_cast<rlim_t>(bytes) > limit.rlim_cur)
+        user_error("{}: cannot be written, {:.1f} MB are needed: {} (ulimit -f)", path,
+                   static_cast<double>(bytes) / 1e6, std::strerror(EFBIG));
     // Linux's own call: the POSIX one would write zeros where the file system cannot reserve.
     int result = -1;
     do result = ::fallocate(file.fd(), FALLOC_FL_KEEP_SIZE, 0, bytes);

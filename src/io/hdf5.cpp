@@ -14,6 +14,7 @@
 #include "clt/io/descriptor.hpp"
 #include "clt/io/file.hpp"
 #include "io/hdf5_call.hpp"
+#include "io/hdf5_storage.hpp"
 
 namespace clt {
 namespace {
@@ -65,6 +66,20 @@ std::optional<H5Type> type_from_file(hid_t id) {
           H5Type::int32, H5Type::int64, H5Type::uint32, H5Type::uint64})
         if (H5Tequal(id, h5::file_type(type)) > 0) return type;
     return std::nullopt;
+}
+
+H5Handle open_dataset(hid_t file, const std::string& name, const std::string& where) {
+    const H5Handle access =
+        h5::own(h5::check(H5Pcreate(H5P_DATASET_ACCESS), where, "opened"), H5Pclose);
+    // Of a virtual dataset that grows with its sources: up to the first that is missing.
+    h5::check(H5Pset_virtual_view(access.id(), H5D_VDS_FIRST_MISSING), where, "opened");
+    const hid_t id = H5Dopen2(file, name.c_str(), access.id());
+    if (id < 0) {
+        const std::string words = h5::take_words();
+        h5::refuse_newer_format(where, words);
+        user_error("{}: cannot be opened as a dataset: {}", where, words);
+    }
+    return h5::own(id, H5Dclose);
 }
 
 // H5Lexists needs every parent to exist.
@@ -122,6 +137,7 @@ H5File H5File::open(const std::string& path, const Communicator* communicator) {
                 user_error("{}: the file is cut: {}", path, words);
             if (words.find("already open for write") != std::string::npos)
                 user_error("{}: its writer did not finish it", path);
+            h5::refuse_newer_format(path, words);
             user_error("{}: cannot be read as HDF5: {}", path, words);
         }
         const bool parallel = communicator != nullptr && communicator->size() > 1;
@@ -153,8 +169,11 @@ H5File H5File::create(const std::string& path, const Communicator* communicator)
 // Space for `bytes` more, and for metadata. A collective write of HDF5 1.10 that fails on some
 // ranks only never ends: the others wait in MPI_File_set_view. With the space taken, it cannot fail
 // for want of it.
-void H5File::set_aside(Index bytes) {
+void H5File::set_aside(Index bytes, Index pieces) {
     bytes_set_aside_ += bytes;
+    // What lies between aligned pieces counts too.
+    if (bytes >= static_cast<Index>(align_from_bytes))
+        bytes_set_aside_ += pieces * static_cast<Index>(alignment_bytes);
     h5::together_writing(communicator_, path_, handle_, [&] {
         if (communicator_ == nullptr || communicator_->rank() == 0)
             reserve_space(path_, bytes_set_aside_ + h5::metadata_bytes);
@@ -198,8 +217,15 @@ H5Dataset H5File::dataset(const std::string& name) const {
             H5Eclear2(H5E_DEFAULT);
             user_error("{}: there is no such dataset", where);
         }
-        const hid_t id = H5Dopen2(handle_->id(), name.c_str(), H5P_DEFAULT);
-        dataset.handle_ = h5::own(h5::check(id, where, "opened as a dataset", true), H5Dclose);
+        dataset.handle_ = open_dataset(handle_->id(), name, where);
+        if (communicator_ != nullptr && communicator_->size() > 1 &&
+            h5::lies_elsewhere(dataset.handle_.id(), where)) {
+            dataset.own_file_ = open(path_).handle_;
+            dataset.handle_ = open_dataset(dataset.own_file_->id(), name, where);
+        }
+        const hid_t id = dataset.handle_.id();
+        h5::check_filters(id, where);
+        h5::check_storage(id, path_, where);
         const H5Handle type = h5::own(h5::check(H5Dget_type(id), where, "read"), H5Tclose);
         const H5Handle space = h5::own(h5::check(H5Dget_space(id), where, "read"), H5Sclose);
         const std::optional<H5Type> known = type_from_file(type.id());
@@ -224,7 +250,8 @@ H5Dataset H5File::dataset(const std::string& name) const {
 H5Dataset H5File::create_dataset(const std::string& name, H5Type type, Index rows, Index cols,
                                  Index chunk_rows, int gzip) {
     CLT_CHECK(rows >= 0 && cols >= 0 && chunk_rows >= 0 && gzip >= 0 && gzip <= 9);
-    CLT_CHECK(gzip == 0 || chunk_rows > 0, "{}: only chunks can be compressed", name);
+    CLT_CHECK(gzip == 0 || (chunk_rows > 0 && communicator_ == nullptr),
+              "{}: one process compresses, and only chunks", name);
     H5Dataset dataset;
     dataset.name_ = full_name(path_, name);
     dataset.path_ = path_;
@@ -248,18 +275,17 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, Index row
             // A chunk takes less than 2^32 bytes and no more rows than there are.
             const Index limit =
                 std::numeric_limits<std::uint32_t>::max() / (dataset.cols_ * size_of(type));
-            const std::array<hsize_t, 2> chunk = {
-                static_cast<hsize_t>(std::max<Index>(1, std::min({chunk_rows, rows, limit}))),
-                extent[1]};
+            dataset.chunk_rows_ = std::max<Index>(1, std::min({chunk_rows, rows, limit}));
+            const std::array<hsize_t, 2> chunk = {static_cast<hsize_t>(dataset.chunk_rows_),
+                                                  extent[1]};
             h5::check(H5Pset_chunk(layout.id(), rank, chunk.data()), where, "created");
             if (gzip > 0)
                 h5::check(H5Pset_deflate(layout.id(), static_cast<unsigned>(gzip)), where,
                           "created");
         }
-        // Every element is written by us: filling it first would write the array twice. Compressed
-        // chunks need valid content before their first write.
+        // Every element is written by us: filling it first would write the array twice.
+        h5::check(H5Pset_fill_time(layout.id(), H5D_FILL_TIME_NEVER), where, "created");
         if (gzip == 0) {
-            h5::check(H5Pset_fill_time(layout.id(), H5D_FILL_TIME_NEVER), where, "created");
             // Allocated late, as HDF5 does without MPI, a dataset of a single chunk that is larger
             // than the chunk cache loses its address (1.10.8): it reads as zeros.
             h5::check(H5Pset_alloc_time(layout.id(), H5D_ALLOC_TIME_EARLY), where, "created");
@@ -277,53 +303,13 @@ H5Dataset H5File::create_dataset(const std::string& name, H5Type type, Index row
 
 void H5File::write_text(const std::string& name, const std::string& text) {
     set_aside(static_cast<Index>(text.size()));
-    h5::together_writing(communicator_, path_, handle_, [&] {
-        const std::string where = path_ + ": attribute " + name;
-        CLT_CHECK(text.find('\0') == std::string::npos, "{}", where);
-        // Of fixed length: strings of variable length live in HDF5's global heap, which has no
-        // checksum, and a zeroed heap sends HDF5 1.10 into an endless loop.
-        const H5Handle type = h5::own(h5::check(H5Tcopy(H5T_C_S1), where, "written"), H5Tclose);
-        h5::check(H5Tset_size(type.id(), text.size() + 1), where, "written");
-        h5::check(H5Tset_cset(type.id(), H5T_CSET_UTF8), where, "written");
-        const H5Handle space =
-            h5::own(h5::check(H5Screate(H5S_SCALAR), where, "written"), H5Sclose);
-        if (H5Aexists(handle_->id(), name.c_str()) > 0)
-            h5::check(H5Adelete(handle_->id(), name.c_str()), where, "written");
-        const H5Handle attribute =
-            h5::own(h5::check(H5Acreate2(handle_->id(), name.c_str(), type.id(), space.id(),
-                                         H5P_DEFAULT, H5P_DEFAULT),
-                              where, "written"),
-                    H5Aclose);
-        h5::check(H5Awrite(attribute.id(), type.id(), text.c_str()), where, "written");
-    });
+    h5::together_writing(communicator_, path_, handle_,
+                         [&] { h5::write_text(handle_->id(), path_, name, text); });
 }
 
 std::optional<std::string> H5File::read_text(const std::string& name) const {
     std::optional<std::string> text;
-    h5::together(communicator_, [&] {
-        const std::string where = path_ + ": attribute " + name;
-        if (h5::check(H5Aexists(handle_->id(), name.c_str()), where, "read", true) == 0) return;
-        const H5Handle attribute = h5::own(
-            h5::check(H5Aopen(handle_->id(), name.c_str(), H5P_DEFAULT), where, "read", true),
-            H5Aclose);
-        const H5Handle type =
-            h5::own(h5::check(H5Aget_type(attribute.id()), where, "read", true), H5Tclose);
-        const H5Handle space =
-            h5::own(h5::check(H5Aget_space(attribute.id()), where, "read", true), H5Sclose);
-        if (H5Tget_class(type.id()) != H5T_STRING || H5Sget_simple_extent_npoints(space.id()) != 1)
-            user_error("{}: expected one string", where);
-        if (H5Tis_variable_str(type.id()) > 0) {
-            char* bytes = nullptr;
-            h5::check(H5Aread(attribute.id(), type.id(), &bytes), where, "read", true);
-            text = bytes == nullptr ? "" : bytes;
-            H5free_memory(bytes);
-        } else {
-            std::string bytes(H5Tget_size(type.id()), '\0');
-            h5::check(H5Aread(attribute.id(), type.id(), bytes.data()), where, "read", true);
-            bytes.resize(std::min(bytes.size(), std::strlen(bytes.c_str())));
-            text = std::move(bytes);
-        }
-    });
+    h5::together(communicator_, [&] { text = h5::read_text(handle_->id(), path_, name); });
     return text;
 }
 

@@ -57,6 +57,21 @@ std::string take_words() {
     return lines.size() == 1 ? lines.front() : lines.front() + " (" + lines.back() + ")";
 }
 
+void refuse_newer_format(const std::string& name, const std::string& words) {
+    // "bad version number for layout message", "bad superblock version number", "wrong version
+    // number", "unknown version" ... depending on the part of the file.
+    if (words.find("version") == std::string::npos) return;
+    unsigned major = 0;
+    unsigned minor = 0;
+    unsigned release = 0;
+    H5get_libversion(&major, &minor, &release);
+    user_error(
+        "{}: written in a newer version of the HDF5 file format (as HDF5 2.0 does) than this HDF5 "
+        "{}.{}.{} can read, or damaged: {}; write it with h5py libver=\"v110\", or rewrite it with "
+        "the newer HDF5's h5repack --high=2",
+        name, major, minor, release, words);
+}
+
 void fail(const std::string& name, const char* doing, bool users_fault) {
     const std::string words = take_words();
     const std::string message = fmt::format("{}: cannot be {}: {}", name, doing, words);

@@ -5,6 +5,7 @@
 #include <hdf5.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -22,6 +23,10 @@ std::string take_words();
 /// "NAME: cannot be DOING: words", as UserError where the words tell of a full disk or a missing
 /// right (the user can help) or `users_fault`, else as LibraryError.
 [[noreturn]] void fail(const std::string& name, const char* doing, bool users_fault);
+
+/// Throws UserError with the cure when the words are those for a version of the file format that
+/// this HDF5 does not know; else does nothing. name: of the file or array.
+void refuse_newer_format(const std::string& name, const std::string& words);
 
 /// HDF5 tells of failure by a negative value.
 template <class T>
@@ -69,6 +74,12 @@ void together_writing(const Communicator* communicator, const std::string& path,
 inline H5Handle own(hid_t id, int (*close)(hid_t), H5Unwind unwind = H5Unwind::close) {
     return {id, close, unwind};
 }
+
+/// A UTF-8 string attribute of an object; one that is there is replaced. owner: for messages.
+void write_text(hid_t object, const std::string& owner, const std::string& name,
+                const std::string& text);
+std::optional<std::string> read_text(hid_t object, const std::string& owner,
+                                     const std::string& name);
 
 /// The file type of an element; ids live as long as the process.
 hid_t file_type(H5Type type);

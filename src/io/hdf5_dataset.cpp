@@ -1,9 +1,15 @@
+#include <fcntl.h>
+
 #include <algorithm>
+#include <array>
 #include <vector>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/progress.hpp"
+#include "io/descriptor.hpp"
 #include "io/hdf5_call.hpp"
+#include "io/hdf5_storage.hpp"
 
 namespace clt {
 namespace {
@@ -58,7 +64,8 @@ void H5Dataset::transfer(bool writes, Shard range, void* data) const {
     std::vector<hsize_t> extent;
     h5::together(communicator_, [&] {
         plist = h5::own(h5::check(H5Pcreate(H5P_DATASET_XFER), name_, doing), H5Pclose);
-        if (parallel) h5::check(H5Pset_dxpl_mpio(plist.id(), H5FD_MPIO_COLLECTIVE), name_, doing);
+        if (parallel && own_file_ == nullptr)
+            h5::check(H5Pset_dxpl_mpio(plist.id(), H5FD_MPIO_COLLECTIVE), name_, doing);
         space = h5::own(h5::check(H5Dget_space(handle_.id()), name_, doing), H5Sclose);
         const int rank = h5::check(H5Sget_simple_extent_ndims(space.id()), name_, doing);
         extent.resize(static_cast<std::size_t>(rank));
@@ -105,6 +112,46 @@ void H5Dataset::transfer(bool writes, Shard range, void* data) const {
 
 void H5Dataset::read(Shard range, void* out) const {
     transfer(false, range, out);
+}
+
+void H5Dataset::write_deflated(Index first_row, std::span<const std::byte> bytes) {
+    CLT_CHECK(communicator_ == nullptr && chunk_rows_ > 0 && first_row % chunk_rows_ == 0,
+              "{}: row {}", name_, first_row);
+    h5::together_writing(communicator_, path_, file_.lock(), [&] {
+        const std::array<hsize_t, 2> place = {static_cast<hsize_t>(first_row), 0};
+        h5::check(
+            H5Dwrite_chunk(handle_.id(), H5P_DEFAULT, 0, place.data(), bytes.size(), bytes.data()),
+            name_, "written");
+    });
+}
+
+void H5Dataset::write_text(const std::string& name, const std::string& text) {
+    h5::together_writing(communicator_, path_, file_.lock(),
+                         [&] { h5::write_text(handle_.id(), name_, name, text); });
+}
+
+std::optional<std::string> H5Dataset::read_text(const std::string& name) const {
+    std::optional<std::string> text;
+    h5::together(communicator_, [&] { text = h5::read_text(handle_.id(), name_, name); });
+    return text;
+}
+
+std::uint64_t H5Dataset::sample() const {
+    CLT_CHECK(communicator_ == nullptr, "{}", name_);
+    const auto stored = h5::stored_ends(handle_.id(), name_);
+    std::string seen;
+    if (stored.empty()) {  // in the header or in other files
+        seen.resize(static_cast<std::size_t>(std::min<Index>(rows_, 1) * cols_ * size_of(type_)));
+        read({0, std::min<Index>(rows_, 1)}, seen.data());
+    } else {
+        const Descriptor file(path_, O_RDONLY, "read");
+        for (const Shard bytes : stored) {
+            const std::size_t at = seen.size();
+            seen.resize(at + static_cast<std::size_t>(bytes.size()));
+            file.read_at(bytes.begin, seen.data() + at, bytes.size());
+        }
+    }
+    return mix(H5Dget_storage_size(handle_.id()), checksum_of(seen));
 }
 
 void H5Dataset::write(Shard range, const void* in) {

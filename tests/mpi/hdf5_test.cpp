@@ -54,41 +54,63 @@ Shard uneven(Index rows, int rank, int size) {
     return {cut(rank), cut(rank + 1)};
 }
 
+std::string name_of(std::size_t layout, std::size_t type) {
+    return fmt::format("layout_{:02}/type_{}/data", layout, type);
+}
+
+// Chunks of a compressed array as one process writes them, the last filled up.
+void write_deflated(H5Dataset& data, const Layout& layout, const std::vector<std::uint8_t>& all) {
+    const Index row_bytes = data.cols() * size_of(data.type());
+    for (Index row = 0; row < layout.rows; row += data.chunk_rows()) {
+        std::vector<std::uint8_t> block(
+            all.begin() + row * row_bytes,
+            all.begin() + std::min(layout.rows, row + data.chunk_rows()) * row_bytes);
+        block.resize(static_cast<std::size_t>(data.chunk_rows() * row_bytes));
+        data.write_deflated(row, deflate(std::as_bytes(std::span(block)), layout.gzip));
+    }
+}
+
 TEST(Hdf5, RoundTripsEveryTypeAndLayoutWithUnevenAndEmptyRanges) {
     const Communicator world = Communicator::world();
     const Scratch scratch(world);
-    const std::string path = scratch / "file.h5";
-    const auto name_of = [](std::size_t l, std::size_t t) {
-        return fmt::format("layout_{:02}/type_{}/data", l, t);
-    };
+    const std::string plain = scratch / "plain.h5";
+    const std::string compressed = scratch / "compressed.h5";  // written by one process
     {
-        H5File file = H5File::create(path, &world);
+        H5File file = H5File::create(plain, &world);
+        std::optional<H5File> other;
+        if (world.rank() == 0) other = H5File::create(compressed);
         for (std::size_t l = 0; l < layouts.size(); ++l)
             for (std::size_t t = 0; t < all_types.size(); ++t) {
                 const Layout& layout = layouts[l];
-                H5Dataset data = file.create_dataset(name_of(l, t), all_types[t], layout.rows,
+                if (layout.gzip > 0 && !other) continue;
+                H5Dataset data = (layout.gzip > 0 ? *other : file)
+                                     .create_dataset(name_of(l, t), all_types[t], layout.rows,
                                                      layout.cols, layout.chunk_rows, layout.gzip);
+                const Index row_bytes = data.cols() * size_of(data.type());
+                if (layout.gzip > 0) {
+                    write_deflated(data, layout, pattern({0, layout.rows}, row_bytes, int(t)));
+                    continue;
+                }
                 const Shard own = uneven(layout.rows, world.rank(), world.size());
-                data.write(own, pattern(own, data.cols() * size_of(data.type()), int(t)).data());
+                data.write(own, pattern(own, row_bytes, int(t)).data());
                 if (layout.rows > 0) {
                     EXPECT_TRUE(data.last_was_collective()) << l;
                 }
             }
         file.close();
+        if (other) other->close();
+        world.barrier();
     }
     for (const Communicator* readers : {&world, static_cast<const Communicator*>(nullptr)}) {
-        const H5File file = H5File::open(path, readers);
-        EXPECT_EQ(file.children(), [] {
-            std::vector<std::string> names;
-            for (std::size_t l = 0; l < layouts.size(); ++l)
-                names.push_back(fmt::format("layout_{:02}", l));
-            return names;
-        }());
+        const H5File file = H5File::open(plain, readers);
+        const H5File other = H5File::open(compressed, readers);
+        EXPECT_EQ(file.children().size() + other.children().size(), layouts.size());
+        EXPECT_EQ(file.children()[1], "layout_01");
         EXPECT_TRUE(file.has("layout_00/type_0/data"));
         EXPECT_FALSE(file.has("layout_00/none/data"));
         for (std::size_t l = 0; l < layouts.size(); ++l)
             for (std::size_t t = 0; t < all_types.size(); ++t) {
-                const H5Dataset data = file.dataset(name_of(l, t));
+                const H5Dataset data = (layouts[l].gzip > 0 ? other : file).dataset(name_of(l, t));
                 ASSERT_EQ(data.type(), all_types[t]);
                 ASSERT_EQ(data.rows(), layouts[l].rows);
                 ASSERT_EQ(data.cols(), std::max<Index>(1, layouts[l].cols));
@@ -103,6 +125,36 @@ TEST(Hdf5, RoundTripsEveryTypeAndLayoutWithUnevenAndEmptyRanges) {
                     EXPECT_TRUE(data.last_was_collective()) << l;
                 }
             }
+    }
+}
+
+// Chunks that nobody wrote read as zeros or as whatever the buffer held, and hang several ranks.
+TEST(Hdf5, AnArrayThatIsNotWhollyThereIsRefusedWhenOpened) {
+    const Communicator world = Communicator::world();
+    const Scratch scratch(world);
+    const std::string path = scratch / "file.h5";
+    if (world.rank() == 0) {
+        H5File file = H5File::create(path);
+        const Layout layout{40, 3, 10, 1};
+        for (const char* name : {"whole", "half", "none"}) {
+            H5Dataset data = file.create_dataset(name, H5Type::float32, 40, 3, 10, 1);
+            if (name == std::string("whole"))
+                write_deflated(data, layout, pattern({0, 40}, 12, 0));
+            else if (name == std::string("half"))
+                write_deflated(data, {20, 3, 10, 1}, pattern({0, 20}, 12, 0));
+        }
+        file.close();
+    }
+    world.barrier();
+    const std::string why =
+        " HDF5 chunks were never written (its writer stopped); generate this file again";
+    for (const Communicator* readers : {&world, static_cast<const Communicator*>(nullptr)}) {
+        const H5File file = H5File::open(path, readers);
+        EXPECT_EQ(file.dataset("whole").rows(), 40);
+        EXPECT_EQ(message_of<UserError>([&] { file.dataset("half"); }),
+                  path + ":/half: 2 of 4" + why);
+        EXPECT_EQ(message_of<UserError>([&] { file.dataset("none"); }),
+                  path + ":/none: 4 of 4" + why);
     }
 }
 
@@ -122,6 +174,14 @@ TEST(Hdf5, TextAttributesOfAnyLength) {
     EXPECT_EQ(again.read_text("utf8"), "θ ≥ 0");
     EXPECT_EQ(again.read_text("large"), large);
     EXPECT_EQ(again.read_text("none"), std::nullopt);
+    H5File other = H5File::create(scratch / "array.h5", &world);
+    H5Dataset data = other.create_dataset("data", H5Type::uint8, 4, 0);
+    data.write(shard_of(4, world.rank(), world.size()), "abcd");
+    data.write_text("of", "data");
+    other.close();
+    const H5File reopened = H5File::open(scratch / "array.h5", &world);
+    EXPECT_EQ(reopened.dataset("data").read_text("of"), "data");
+    EXPECT_EQ(reopened.read_text("of"), std::nullopt);
 }
 
 TEST(Hdf5, FilesHaveSuperblockVersion3) {
@@ -213,7 +273,7 @@ TEST(Hdf5, AFullDiskIsToldBeforeAnythingIsWritten) {
                   H5File file = H5File::create(path, &world);
                   file.create_dataset("data", H5Type::uint8, 1000, 8000);
               }),
-              path + ": cannot be written, 9.0 MB are needed: No space left on device");
+              path + ": cannot be written, 10.1 MB are needed: No space left on device");
     world.barrier();
     write_and_read_a_small_file(path, world);
     if (world.rank() == 0) {
