@@ -1,12 +1,15 @@
 // Activation data sets and their chunks.
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 
 #include "analyse/inspect_parts.hpp"
 #include "clt/base/error.hpp"
+#include "clt/data/chunk_file.hpp"
 #include "clt/data/dataset.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
@@ -20,6 +23,7 @@ constexpr Index staging_bytes = Index{64} << 20;
 
 // What is seen of one layer's inputs or targets while the rows of a chunk pass by.
 struct ColumnsSeen {
+    std::uint64_t checksum = 0;
     Index bad_row = std::numeric_limits<Index>::max();  // first with a number that is not finite
     bool nonzero = false;
 };
@@ -31,6 +35,8 @@ struct ChunkSeen {
 
     void look(std::size_t column, DType type, const std::byte* row, Index width, Index row_number) {
         ColumnsSeen& seen = columns[column];
+        seen.checksum += checksum_of_rows({row, static_cast<std::size_t>(width * size_of(type))},
+                                          row_number, width * size_of(type));
         if (row_number < seen.bad_row && first_not_finite(type, row, width) < width)
             seen.bad_row = row_number;
         // A set bit beside the sign makes a value other than 0; the sign is looked for in 16-bit
@@ -53,18 +59,26 @@ struct ChunkSeen {
     // What all ranks saw together. Collective.
     void merge(const Communicator& all) {
         for (ColumnsSeen& seen : columns) {
+            seen.checksum = all.all_reduce_sum(seen.checksum);
             seen.bad_row = all.all_reduce_min(seen.bad_row);
             seen.nonzero = !all.agree(!seen.nonzero);
         }
         sign = !all.agree(!sign);
     }
 
+    /// checksums: what the columns should have; nothing: unknown. signs: values of both signs are
+    /// expected.
     void report(const std::string& path, DType type, const std::vector<Index>& layer_ids,
+                const std::vector<std::optional<std::uint64_t>>& checksums, bool signs,
                 Inspection& out) const {
-        const bool clipped = type == DType::bfloat16 && !sign;
+        const bool clipped = type == DType::bfloat16 && !sign && signs;
         for (std::size_t i = 0; i < columns.size(); ++i) {
             const std::string what = fmt::format("{}: layer_{} {}", path, layer_ids[i / 2],
                                                  i % 2 == 0 ? "inputs" : "targets");
+            if (checksums[i] && *checksums[i] != columns[i].checksum)
+                out.problems.push_back(fmt::format(
+                    "{}: does not match its checksum: damaged or changed after it was written",
+                    what));
             if (columns[i].bad_row != std::numeric_limits<Index>::max())
                 out.problems.push_back(
                     fmt::format("{}, row {}: NaN or infinite", what, columns[i].bad_row));
@@ -75,9 +89,9 @@ struct ChunkSeen {
                     what));
         }
         if (clipped)
-            out.lines.push_back(
-                fmt::format("warning: {}: no value is negative: crosslayer-coding clips what is "
-                            "negative when it writes bfloat16",
+            out.problems.push_back(
+                fmt::format("{}: no value is negative: crosslayer-coding writes what is negative "
+                            "as 0 when it writes bfloat16",
                             path));
     }
 };
@@ -100,7 +114,12 @@ void verify_chunk(const ActivationDataset& dataset, std::size_t chunk, const Com
                 seen.look(column, dataset.dtype(), at, dataset.d_model(), row);
     }
     seen.merge(all);
-    seen.report(info.path, dataset.dtype(), dataset.layer_ids(), out);
+    std::vector<std::optional<std::uint64_t>> checksums(seen.columns.size());
+    if (dataset.has_checksums())
+        std::copy(dataset.checksums(chunk).begin(), dataset.checksums(chunk).end(),
+                  checksums.begin());
+    seen.report(info.path, dataset.dtype(), dataset.layer_ids(), checksums,
+                !dataset.has_checksums() && dataset.expects_negative_values(), out);
 }
 
 std::string join_ids(const std::vector<Index>& ids) {
@@ -125,8 +144,8 @@ std::vector<std::string> strays(const ActivationDataset& dataset) {
 }  // namespace
 
 Inspection inspect_dataset(const std::string& folder, bool verify, const Communicator& all) {
-    const ActivationDataset dataset(folder, all);
     Inspection out;
+    const ActivationDataset dataset(folder, all, {.problems = &out.problems});
     auto& lines = out.lines;
     lines.push_back(fmt::format("{}: activation data set", folder));
     lines.push_back(fmt::format("  layers       {} ({}), d_model {}", dataset.layers(),
@@ -139,9 +158,12 @@ Inspection inspect_dataset(const std::string& folder, bool verify, const Communi
     lines.push_back(fmt::format("  statistics   {}", dataset.stats().empty()
                                                          ? "none (norm_stats.json)"
                                                          : "mean and std of every layer"));
+    lines.push_back(fmt::format("  fingerprint  {}{}", dataset.fingerprint(),
+                                dataset.has_checksums() ? "" : " (no checksums in the chunks)"));
     const Json metadata = parse_json_object(dataset.metadata(), folder + "/metadata.json");
     for (const auto& [key, value] : metadata.items())
-        if (key != "num_layers" && key != "d_model" && key != "dtype" && key != "total_tokens")
+        if (key != "num_layers" && key != "d_model" && key != "dtype" && key != "total_tokens" &&
+            key != "checksums")
             lines.push_back(fmt::format(
                 "  {:<12} {}", key,
                 value.is_string() ? value.get<std::string>()
@@ -168,6 +190,10 @@ Inspection inspect_dataset(const std::string& folder, bool verify, const Communi
         out.problems.push_back(
             fmt::format("{}/norm_stats.json: missing, or without a layer of the data set", folder));
     for (std::size_t chunk = 0; chunk < dataset.chunks().size(); ++chunk) {
+        const std::string& path = dataset.chunks()[chunk].path;
+        if (std::any_of(out.problems.begin(), out.problems.end(),
+                        [&](const std::string& problem) { return problem.starts_with(path); }))
+            continue;
         try {
             verify_chunk(dataset, chunk, all, out);
         } catch (const UserError& e) {  // on every rank alike: the next chunk may be whole
@@ -179,14 +205,7 @@ Inspection inspect_dataset(const std::string& folder, bool verify, const Communi
 
 Inspection inspect_chunk(const std::string& path, bool verify, const Communicator& all) {
     const H5File file = H5File::open(path, &all);
-    std::vector<Index> ids;
-    for (const std::string& name : file.children()) {
-        Index id = 0;
-        const char* const end = name.data() + name.size();
-        if (name.starts_with("layer_") && std::from_chars(name.data() + 6, end, id).ptr == end)
-            ids.push_back(id);
-    }
-    std::sort(ids.begin(), ids.end());
+    const std::vector<Index> ids = layer_ids_of(file);
     if (ids.empty()) user_error("{}: holds no group layer_<number>", path);
 
     Inspection out;
@@ -232,7 +251,9 @@ Inspection inspect_chunk(const std::string& path, bool verify, const Communicato
                 seen.look(i, type, rows.data() + (row - own.begin) * row_bytes, first.cols(), row);
         }
     seen.merge(all);
-    seen.report(path, type, ids, out);
+    std::vector<std::optional<std::uint64_t>> checksums;
+    for (const H5Dataset& array : datasets) checksums.push_back(read_checksum(array));
+    seen.report(path, type, ids, checksums, !checksums.front().has_value(), out);
     return out;
 }
 

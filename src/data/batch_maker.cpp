@@ -148,10 +148,9 @@ void BatchMaker::convert(MadeBatch& batch, Index token, const std::byte* row,
     auto piece = pieces_.begin();
     for (; behind >= piece->count; ++piece) behind -= piece->count;
     const Unit& unit = (*units_)[piece->unit];
-    trouble = fmt::format("{}: row {}: {}, expected finite activations",
-                          dataset_->chunks()[unit.chunk].path,
+    trouble = fmt::format("{}: row {}: {}", dataset_->chunks()[unit.chunk].path,
                           unit.begin + tokens_[static_cast<std::size_t>(token)].row,
-                          converter_->describe_not_finite(row, dataset_->layer_ids()));
+                          converter_->describe_refused(row, dataset_->layer_ids()));
 }
 
 }  // namespace clt

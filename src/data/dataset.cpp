@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
-#include "clt/base/log.hpp"
+#include "clt/data/chunk_file.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 #include "clt/io/json.hpp"
@@ -33,37 +35,6 @@ Index required_count(const JsonObject& metadata, const char* key) {
     return metadata.integer(key, 0);
 }
 
-const char* describe(H5Type type) {
-    switch (type) {
-        case H5Type::float32:
-            return "float32";
-        case H5Type::float16:
-            return "float16";
-        case H5Type::uint16:
-            return "uint16 (bfloat16 bits)";
-        default:
-            return "another type";
-    }
-}
-
-/// Ids of the groups layer_<id>, ascending: HDF5 lists layer_10 before layer_2.
-std::vector<Index> layer_ids_of(const H5File& file) {
-    std::vector<Index> ids;
-    for (const std::string& name : file.children())
-        if (name.starts_with(layer_group_prefix))
-            if (const auto id =
-                    whole_number(std::string_view(name).substr(layer_group_prefix.size())))
-                ids.push_back(*id);
-    std::sort(ids.begin(), ids.end());
-    return ids;
-}
-
-void check_layers(const std::vector<Index>& ids, Index layers, const std::string& path) {
-    if (static_cast<Index>(ids.size()) != layers)
-        user_error("{}: holds {} layer_<id> groups, metadata.json says num_layers = {}", path,
-                   ids.size(), layers);
-}
-
 /// Empty when a layer is missing: whoever needs statistics then says so.
 std::vector<LayerStats> parse_stats(const std::string& text, const std::vector<Index>& layer_ids,
                                     Index d_model, const std::string& path) {
@@ -80,6 +51,9 @@ std::vector<LayerStats> parse_stats(const std::string& text, const std::vector<I
             ColumnStats& columns = part == 0 ? both.inputs : both.targets;
             columns.mean = section.floats("mean", d_model, "d_model");
             columns.std = section.floats("std", d_model, "d_model");
+            for (const float deviation : columns.std)
+                if (deviation < 0)
+                    section.refuse("std", fmt::format("numbers of 0 or more, not {}", deviation));
         }
         stats.push_back(std::move(both));
     }
@@ -107,6 +81,20 @@ SmallFiles read_small_files(const std::string& path) {
     return files;
 }
 
+/// Our writer's metadata.json knows the two files beside it.
+void check_small_checksums(const JsonObject& metadata, const SmallFiles& files,
+                           const std::string& path) {
+    if (!metadata.has("checksums")) return;
+    const JsonObject checksums = metadata.object("checksums");
+    for (const auto& [name, bytes] :
+         {std::pair{"index.bin", &files.index}, std::pair{"norm_stats.json", &files.stats}})
+        if (checksums.text(name) != file_checksum(*bytes))
+            user_error(
+                "{}/{}: does not match its checksum in metadata.json: it was damaged or changed; "
+                "copy it again, or delete \"checksums\" there if the change was meant",
+                path, name);
+}
+
 std::string chunk_path(const std::string& folder, Index id, const std::string& suffix) {
     return fmt::format("{}/chunk_{}{}", folder, id, suffix);
 }
@@ -127,10 +115,49 @@ bool any_sign_bit(const std::vector<std::byte>& words) {
     return (any & 0x8000U) != 0;
 }
 
+/// The rows that all ranks read together when they follow each other without gap or overlap, else
+/// none.
+Shard union_of(const std::vector<Shard>& ranges) {
+    Shard all;
+    for (const Shard range : ranges) {
+        if (range.size() == 0) continue;
+        if (all.size() > 0 && range.begin != all.end) return {};
+        all = all.size() > 0 ? Shard{all.begin, range.end} : range;
+    }
+    return all;
+}
+
+/// Adds the checksum of rows [range) of an array, shared out over the ranks. Collective.
+std::uint64_t checksum_of_range(const H5Dataset& array, Shard range, Index row_bytes,
+                                const Communicator& communicator) {
+    constexpr Index staging_bytes = Index{16} << 20;  // of a rank
+    const Index piece = std::max<Index>(1, staging_bytes / row_bytes) * communicator.size();
+    std::vector<std::byte> rows;
+    std::uint64_t sum = 0;
+    for (Index at = range.begin; at < range.end; at += piece) {
+        const Shard part =
+            shard_of(std::min(piece, range.end - at), communicator.rank(), communicator.size());
+        rows.resize(static_cast<std::size_t>(part.size() * row_bytes));
+        array.read({at + part.begin, at + part.end}, rows.data());
+        sum += checksum_of_rows(rows, at + part.begin, row_bytes);
+    }
+    return sum;
+}
+
+/// Texts of all ranks in rank order, on every rank. Collective.
+void gather(std::vector<std::string>& texts, const Communicator& communicator) {
+    json all = json::array();
+    for (int rank = 0; rank < communicator.size(); ++rank)
+        for (json& text : json::parse(communicator.broadcast(json(texts).dump(), rank)))
+            all.push_back(std::move(text));
+    texts = all.get<std::vector<std::string>>();
+}
+
 }  // namespace
 
-ActivationDataset::ActivationDataset(const std::string& path, const Communicator& communicator)
-    : path_(path) {
+ActivationDataset::ActivationDataset(const std::string& path, const Communicator& communicator,
+                                     const DatasetOptions& options)
+    : path_(path), verify_(options.verify) {
     SmallFiles files;
     communicator.together([&] {
         if (communicator.rank() == 0) files = read_small_files(path_);
@@ -142,18 +169,20 @@ ActivationDataset::ActivationDataset(const std::string& path, const Communicator
     // The same bytes on every rank: what is wrong here throws on every rank.
     const std::string metadata_path = path_ + "/metadata.json";
     const JsonObject metadata = JsonObject::parse(metadata_, metadata_path);
-    layers_ = required_count(metadata, "num_layers");
-    d_model_ = required_count(metadata, "d_model");
+    const Index layers = required_count(metadata, "num_layers");
+    layout_.d_model = required_count(metadata, "d_model");
     tokens_ = required_count(metadata, "total_tokens");
-    if (layers_ == 0 || d_model_ == 0)
+    if (layers == 0 || layout_.d_model == 0)
         user_error("{}: num_layers = {}, d_model = {}, expected positive numbers", metadata_path,
-                   layers_, d_model_);
+                   layers, layout_.d_model);
     std::optional<DType> dtype;
     if (metadata.has("dtype")) {
         dtype = dtype_from_name(metadata.text("dtype"));
         if (!dtype) metadata.refuse("dtype", "\"float32\", \"float16\" or \"bfloat16\"");
     }
+    check_small_checksums(metadata, files, path_);
     const auto entries = parse_manifest(files.index, tokens_, path_ + "/index.bin");
+    if (entries.empty()) user_error("{}: holds no tokens (total_tokens = 0)", path_);
 
     // Rank 0 looks at the folder; the others get what it found.
     json found;
@@ -162,31 +191,123 @@ ActivationDataset::ActivationDataset(const std::string& path, const Communicator
         found["suffixes"] = json::array();
         for (const ManifestEntry& entry : entries)
             found["suffixes"].push_back(chunk_suffix(path_, entry.chunk));
-        found["layer_ids"] = json::array();
-        found["storage"] = static_cast<int>(H5Type::float32);
-        if (entries.empty()) return;
         const H5File first = H5File::open(
             chunk_path(path_, entries[0].chunk, found["suffixes"][0].get<std::string>()));
         const std::vector<Index> ids = layer_ids_of(first);
-        check_layers(ids, layers_, first.path());
+        if (static_cast<Index>(ids.size()) != layers)
+            user_error("{}: holds {} layer_<id> groups, metadata.json says num_layers = {}",
+                       first.path(), ids.size(), layers);
         found["layer_ids"] = ids;
         found["storage"] = static_cast<int>(first.dataset(layer_dataset_name(ids[0], 0)).type());
     });
     found = json::parse(communicator.broadcast(found.dump()));
-    layer_ids_ = found["layer_ids"].get<std::vector<Index>>();
+    layout_.layer_ids = found["layer_ids"].get<std::vector<Index>>();
     if (!dtype) {  // older metadata: the file itself tells
         const auto storage = static_cast<H5Type>(found["storage"].get<int>());
         dtype = storage == H5Type::uint16    ? DType::bfloat16
                 : storage == H5Type::float16 ? DType::float16
                                              : DType::float32;
     }
-    dtype_ = *dtype;
+    layout_.dtype = *dtype;
     for (std::size_t i = 0; i < entries.size(); ++i)
         chunks_.push_back(
             {entries[i].chunk, entries[i].rows,
              chunk_path(path_, entries[i].chunk, found["suffixes"][i].get<std::string>())});
+    // From here on num_layers and d_model are those of the files.
+    look_at_chunks(communicator, options);
     if (!files.stats.empty())
-        stats_ = parse_stats(files.stats, layer_ids_, d_model_, path_ + "/norm_stats.json");
+        stats_ = parse_stats(files.stats, layer_ids(), d_model(), path_ + "/norm_stats.json");
+    check_constant_columns(communicator);
+    verified_.assign(chunks_.size(), false);
+
+    std::string content = fmt::format("{} {}", name_of(layout_.dtype), d_model());
+    for (const Index id : layer_ids()) content += fmt::format(" {}", id);
+    for (const ChunkInfo& chunk : chunks_) content += fmt::format(" {}:{}", chunk.id, chunk.rows);
+    for (const std::uint64_t array : contents_) content += hexadecimal(array);
+    for (const LayerStats& layer : stats_)
+        for (const ColumnStats* columns : {&layer.inputs, &layer.targets})
+            for (const auto* values : {&columns->mean, &columns->std})
+                content += hexadecimal(checksum_of(std::as_bytes(std::span(*values))));
+    fingerprint_ = (has_checksums_ ? "" : "sampled-") + fingerprint_of(content);
+}
+
+void ActivationDataset::look_at_chunks(const Communicator& communicator,
+                                       const DatasetOptions& options) {
+    const auto arrays = layout_.layer_ids.size() * dataset_parts.size();
+    contents_.assign(chunks_.size() * arrays, 0);
+    Index without = 0;
+    std::vector<std::string> problems;
+    communicator.together([&] {
+        const Shard mine =
+            shard_of(static_cast<Index>(chunks_.size()), communicator.rank(), communicator.size());
+        for (auto i = static_cast<std::size_t>(mine.begin); i < static_cast<std::size_t>(mine.end);
+             ++i) {
+            try {
+                const ChunkContent content =
+                    look_at_chunk(chunks_[i].path, chunks_[i].rows, layout_);
+                std::copy(content.arrays.begin(), content.arrays.end(),
+                          contents_.begin() + static_cast<std::ptrdiff_t>(i * arrays));
+                if (!content.has_checksums) ++without;
+            } catch (const UserError& e) {
+                if (options.problems == nullptr) throw;
+                problems.emplace_back(e.what());
+                ++without;
+            }
+        }
+    });
+    communicator.all_reduce_sum(std::span(contents_));
+    has_checksums_ = communicator.all_reduce_sum(without) == 0;
+    if (options.problems == nullptr) return;
+    gather(problems, communicator);
+    options.problems->insert(options.problems->end(), problems.begin(), problems.end());
+}
+
+/// A column with std 0 is scaled by 1e6, which is right only for one that is constant.
+void ActivationDataset::check_constant_columns(const Communicator& communicator) const {
+    bool any = false;
+    for (const LayerStats& layer : stats_)
+        for (const ColumnStats* columns : {&layer.inputs, &layer.targets})
+            any = any || std::count(columns->std.begin(), columns->std.end(), 0.0F) > 0;
+    if (!any) return;
+    communicator.together([&] {
+        if (communicator.rank() != 0) return;
+        constexpr Index enough_rows = 64;
+        const ChunkInfo& chunk = chunks_.front();
+        const Index rows = std::min(enough_rows, chunk.rows);
+        const H5File file = H5File::open(chunk.path);
+        std::vector<std::byte> stored(
+            static_cast<std::size_t>(rows * d_model() * size_of(dtype())));
+        std::vector<float> values(static_cast<std::size_t>(rows * d_model()));
+        for (std::size_t layer = 0; layer < stats_.size(); ++layer)
+            for (std::size_t part = 0; part < dataset_parts.size(); ++part) {
+                const ColumnStats& columns =
+                    part == 0 ? stats_[layer].inputs : stats_[layer].targets;
+                open_array(file, layout_, chunk.rows, layer, part).read({0, rows}, stored.data());
+                to_float(dtype(), stored.data(), values.data(), rows * d_model());
+                for (std::size_t i = 0; i < values.size(); ++i) {
+                    const auto c = i % static_cast<std::size_t>(d_model());
+                    // bfloat16 keeps 8 bits of the mean, float16 loses what is below 6e-8.
+                    const float rounding = std::abs(columns.mean[c]) / 128 + 1e-6F;
+                    if (columns.std[c] == 0 && std::abs(values[i] - columns.mean[c]) > rounding)
+                        user_error(
+                            "{}/norm_stats.json: {}.{}.std[{}] = 0, but the column is not "
+                            "constant: {} has {} beside the mean {}; make the statistics anew",
+                            path_, layer_ids()[layer], dataset_parts[part], c, chunk.path,
+                            values[i], columns.mean[c]);
+                }
+            }
+    });
+}
+
+std::span<const std::uint64_t> ActivationDataset::checksums(std::size_t chunk) const {
+    CLT_CHECK(has_checksums_);
+    const std::size_t arrays = layout_.layer_ids.size() * dataset_parts.size();
+    return std::span(contents_).subspan(chunk * arrays, arrays);
+}
+
+bool ActivationDataset::must_verify(std::size_t chunk) const {
+    return has_checksums_ && (verify_ == VerifyData::always ||
+                              (verify_ == VerifyData::first_use && !verified_[chunk]));
 }
 
 std::string ActivationDataset::fingerprint() const {
@@ -199,56 +320,75 @@ void ActivationDataset::read(std::size_t chunk, Shard range, std::vector<std::by
                              const Communicator& communicator) const {
     const ChunkInfo& info = chunks_.at(chunk);
     CLT_CHECK(range.begin >= 0 && range.begin <= range.end && range.end <= info.rows);
-    const auto row_bytes = static_cast<std::size_t>(d_model_ * size_of(dtype_));
+    const Index row_bytes = d_model() * size_of(dtype());
+    const auto step = static_cast<std::size_t>(row_bytes);
     const auto rows = static_cast<std::size_t>(range.size());
-    const std::size_t stride = static_cast<std::size_t>(2 * layers_) * row_bytes;
+    const std::size_t stride = static_cast<std::size_t>(2 * layers()) * step;
+    const bool verifies = must_verify(chunk);
+    const Shard together = verifies ? union_of(communicator.all_gather(range)) : Shard{};
     out.resize(rows * stride);
+    std::vector<std::uint64_t> sums;
     std::exception_ptr failure;
     try {
         const H5File file = H5File::open(info.path, &communicator);
-        const std::vector<Index> ids = layer_ids_of(file);
-        check_layers(ids, layers_, info.path);
-        std::vector<std::byte> columns(rows * row_bytes);
+        check_layers(file, layout_.layer_ids);
+        std::vector<std::byte> columns(rows * step);
         std::byte* to = out.data();
-        for (const Index id : ids)
+        for (std::size_t layer = 0; layer < layout_.layer_ids.size(); ++layer)
             for (std::size_t part = 0; part < dataset_parts.size(); ++part) {
-                const std::string name = layer_dataset_name(id, part);
-                const H5Dataset dataset = file.dataset(name);
-                if (dataset.rows() != info.rows)
-                    user_error("{}: {} has {} rows, index.bin says {}", info.path, name,
-                               dataset.rows(), info.rows);
-                if (dataset.cols() != d_model_)
-                    user_error("{}: {} has width {}, metadata.json says d_model = {}", info.path,
-                               name, dataset.cols(), d_model_);
-                if (dataset.type() != storage_of(dtype_))
-                    user_error("{}: {} is stored as {}, metadata.json says dtype = {}", info.path,
-                               name, describe(dataset.type()), name_of(dtype_));
-                dataset.read(range, columns.data());
+                const H5Dataset array = open_array(file, layout_, info.rows, layer, part);
+                array.read(range, columns.data());
                 for (std::size_t row = 0; row < rows; ++row)
-                    std::memcpy(to + row * stride, columns.data() + row * row_bytes, row_bytes);
-                to += row_bytes;
+                    std::memcpy(to + row * stride, columns.data() + row * step, step);
+                to += step;
+                if (!verifies) continue;
+                // What nobody asked for counts too: other windows, rows that are held out.
+                sums.push_back(
+                    (together.size() > 0 ? checksum_of_rows(columns, range.begin, row_bytes) : 0) +
+                    checksum_of_range(array, {0, together.begin}, row_bytes, communicator) +
+                    checksum_of_range(array, {together.end, info.rows}, row_bytes, communicator));
             }
     } catch (...) {
         failure = std::current_exception();
     }
     communicator.throw_together(failure);
-    if (dtype_ == DType::bfloat16 && !sign_seen_)
-        warn_when_clipped(info, any_sign_bit(out), range.size(), communicator);
+    if (!verifies) return;
+    communicator.all_reduce_sum(std::span(sums));
+    for (std::size_t i = 0; i < sums.size(); ++i)
+        if (sums[i] != checksums(chunk)[i])
+            user_error(
+                "{}: {} does not match its checksum: it was damaged or changed after it was "
+                "written; copy or generate this chunk again",
+                info.path, layer_dataset_name(layer_ids()[i / 2], i % 2));
+    verified_[chunk] = true;
 }
 
-void ActivationDataset::warn_when_clipped(const ChunkInfo& chunk, bool sign_here, Index rows_here,
-                                          const Communicator& communicator) const {
-    sign_seen_ = !communicator.agree(!sign_here);
-    // Of honest activations about half are negative, so a few rows decide; a sliver might not.
+bool ActivationDataset::expects_negative_values() const {
+    if (stats_.empty()) return true;
+    return std::any_of(stats_.begin(), stats_.end(), [](const LayerStats& layer) {
+        const auto negative = [](const ColumnStats& columns) {
+            return std::any_of(columns.mean.begin(), columns.mean.end(),
+                               [](float mean) { return mean < 0; });
+        };
+        return negative(layer.inputs) || negative(layer.targets);
+    });
+}
+
+void ActivationDataset::refuse_lost_signs(const Communicator& communicator) const {
+    // With a checksum it is ours, and we keep signs. Of honest activations about half are negative:
+    // that a thousand are not is no chance, and all layers' inputs behind a ReLU there are none.
     constexpr Index enough_rows = 64;
-    const Index rows = communicator.all_reduce_sum(rows_here);
-    if (sign_seen_ || rows < std::min(enough_rows, chunk.rows)) return;
-    sign_seen_ = true;  // once is enough
-    if (communicator.rank() == 0)
-        log_warning(
-            "{}: no bfloat16 value is negative; the Python generator writes negative values as 0 "
-            "(generate the data set anew, or as float32)",
-            chunk.path);
+    constexpr Index enough_values = 1024;
+    if (dtype() != DType::bfloat16 || has_checksums_ || !expects_negative_values()) return;
+    const Index rows = std::min(enough_rows, chunks_.front().rows);
+    if (rows * 2 * layers() * d_model() < enough_values) return;
+    std::vector<std::byte> values;
+    read(0, shard_of(rows, communicator.rank(), communicator.size()), values, communicator);
+    if (!communicator.agree(!any_sign_bit(values))) return;
+    user_error(
+        "{}: no bfloat16 value is negative: crosslayer-coding wrote all negative values as 0; "
+        "generate the data set anew (clt generate, or activation_dtype = \"float32\" there)",
+        path_);
 }
 
 }  // namespace clt

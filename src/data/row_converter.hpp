@@ -19,12 +19,11 @@ class RowConverter {
 
     /// row: [L, 2, d] stored elements; inputs, targets: [L, d].
     /// none: x; mean_std: (x - mean) / (std + 1e-6); sqrt_d_model: x * sqrt(d).
-    /// False when an element is NaN or infinite.
+    /// False when an element is NaN, infinite or larger than any activation can be.
     bool convert(const std::byte* row, float* inputs, float* targets) const;
 
-    /// "inputs of layer 3 = nan" for a row that convert() refused.
-    std::string describe_not_finite(const std::byte* row,
-                                    const std::vector<Index>& layer_ids) const;
+    /// "inputs of layer 3 = nan, expected finite activations" for a row that convert() refused.
+    std::string describe_refused(const std::byte* row, const std::vector<Index>& layer_ids) const;
 
     /// [L, d], see BatchSource.
     const std::vector<float>& error_scale() const { return error_scale_; }
@@ -34,6 +33,7 @@ class RowConverter {
     Index d_model_;
     DType dtype_;
     float factor_ = 1;
+    std::vector<float> largest_;         // [L, 2], of a magnitude that counts as an activation
     std::vector<float> mean_, divisor_;  // [L, 2, d], empty without mean_std
     std::vector<float> error_scale_;
 };

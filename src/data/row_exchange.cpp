@@ -28,7 +28,8 @@ std::vector<std::uint32_t> chunk_permutation(std::uint64_t seed, Index chunk, In
 }
 
 RowExchange::RowExchange(const std::vector<std::uint32_t>& permutation,
-                         std::span<const Index> counts, const Communicator& communicator)
+                         std::span<const Index> counts, Index block_rows,
+                         const Communicator& communicator)
     : communicator_(&communicator) {
     const auto ranks = static_cast<std::size_t>(communicator.size());
     const auto me = static_cast<std::size_t>(communicator.rank());
@@ -39,10 +40,16 @@ RowExchange::RowExchange(const std::vector<std::uint32_t>& permutation,
 
     send_rows_.resize(ranks);
     receive_rows_.resize(ranks);
-    stored_ = shard_of(total, communicator.rank(), communicator.size());
+    const auto place_of = [&](Index rank) {
+        const Shard blocks =
+            shard_of((total + block_rows - 1) / block_rows, rank, communicator.size());
+        return Shard{std::min(total, blocks.begin * block_rows),
+                     std::min(total, blocks.end * block_rows)};
+    };
+    stored_ = place_of(communicator.rank());
     std::vector<std::uint32_t> source(static_cast<std::size_t>(stored_.size()));
     for (std::size_t r = 0; r < ranks; ++r) {
-        const Shard place = shard_of(total, static_cast<Index>(r), communicator.size());
+        const Shard place = place_of(static_cast<Index>(r));
         for (Index i = place.begin; i < place.end; ++i) {
             const Index row = permutation[static_cast<std::size_t>(i)];
             if (row >= first[me] && row < first[me + 1]) {

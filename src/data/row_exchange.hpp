@@ -16,10 +16,10 @@ std::vector<std::uint32_t> chunk_permutation(std::uint64_t seed, Index chunk, In
 
 class RowExchange {
   public:
-    /// counts: rows that each rank holds, in rank order. Rank r gets the stored rows shard_of(all,
-    /// r, ranks).
+    /// counts: rows that each rank holds, in rank order. Stored rows come in blocks of block_rows
+    /// (the last may have less); rank r gets the blocks shard_of(blocks, r, ranks).
     RowExchange(const std::vector<std::uint32_t>& permutation, std::span<const Index> counts,
-                const Communicator& communicator);
+                Index block_rows, const Communicator& communicator);
 
     Shard stored_rows() const { return stored_; }
     /// This rank's stored rows of one column block, [stored_rows, d] elements of `type`, until the

@@ -56,10 +56,17 @@ std::string describe(const DataConfig& config) {
 }
 
 // By the I/O thread: it may be busy with another source or a checkpoint.
-std::shared_ptr<const ActivationDataset> open(const std::string& path, const ProcessGrid& grid,
-                                              Workers& workers) {
+std::shared_ptr<const ActivationDataset> open(const std::string& path, const DataConfig& config,
+                                              const ProcessGrid& grid, Workers& workers) {
     std::shared_ptr<const ActivationDataset> dataset;
-    workers.io.call([&] { dataset = std::make_shared<const ActivationDataset>(path, grid.all()); });
+    const VerifyData verify = config.verify == "always"      ? VerifyData::always
+                              : config.verify == "first_use" ? VerifyData::first_use
+                                                             : VerifyData::off;
+    workers.io.call([&] {
+        dataset = std::make_shared<const ActivationDataset>(path, grid.all(),
+                                                            DatasetOptions{.verify = verify});
+        dataset->refuse_lost_signs(grid.all());
+    });
     return dataset;
 }
 
@@ -69,7 +76,7 @@ std::unique_ptr<BatchSource> make_training_source(const DataConfig& config,
                                                   const Normalization& normalization,
                                                   std::uint64_t seed, const ProcessGrid& grid,
                                                   Backend& backend, Workers& workers) {
-    const auto dataset = open(config.path, grid, workers);
+    const auto dataset = open(config.path, config, grid, workers);
     DatasetSourcePlan plan{.units = training_units(*dataset, config),
                            .sampling = config.sampling == "random_chunk" ? Sampling::random_chunk
                                                                          : Sampling::sequential,
@@ -101,7 +108,7 @@ std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config,
                                                     Workers& workers) {
     const bool second = !whole && !config.evaluation_path.empty();
     if (!whole && !second && config.holdout_fraction == 0) return nullptr;
-    const auto dataset = open(second ? config.evaluation_path : config.path, grid, workers);
+    const auto dataset = open(second ? config.evaluation_path : config.path, config, grid, workers);
     DatasetSourcePlan plan{
         .units = evaluation_units(*dataset, whole || second ? 1.0 : config.holdout_fraction,
                                   config.batch_tokens, max_tokens),

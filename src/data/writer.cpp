@@ -1,12 +1,16 @@
 #include "clt/data/writer.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <ctime>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "clt/base/version.hpp"
+#include "clt/data/chunk_file.hpp"
+#include "clt/data/dataset.hpp"
 #include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 #include "clt/io/json.hpp"
@@ -75,6 +79,23 @@ void check_same_settings(const JsonObject& was, const ordered_json& is, const st
     }
 }
 
+/// The smallest magnitude that `type` rounds to infinity.
+float first_beyond(DType type) {
+    switch (type) {
+        case DType::float16:
+            return 65520.0F;
+        case DType::bfloat16:
+            return std::bit_cast<float>(0x7F7F8000U);
+        case DType::float32:
+            break;
+    }
+    return std::numeric_limits<float>::infinity();
+}
+
+float largest_finite(DType type) {
+    return type == DType::float16 ? float16_to_float(0x7BFF) : bfloat16_to_float(0x7F7F);
+}
+
 ordered_json section(const std::vector<double>& mean, const std::vector<double>& deviation,
                      Index begin, Index d_model) {
     const auto rounded = [&](const std::vector<double>& values) {
@@ -120,9 +141,9 @@ std::string DatasetWriter::settings() const {
     const auto further = ordered_json::parse(config_.provenance);
     CLT_CHECK(further.is_object(), "provenance is not a JSON object");
     for (const auto& [key, value] : further.items()) {
-        CLT_CHECK(
-            !all.contains(key) && key != "total_tokens" && key != "created" && key != "generator",
-            "provenance repeats {}", key);
+        CLT_CHECK(!all.contains(key) && key != "total_tokens" && key != "created" &&
+                      key != "generator" && key != "checksums",
+                  "provenance repeats {}", key);
         all[key] = value;
     }
     return all.dump();
@@ -140,42 +161,45 @@ void DatasetWriter::resume() {
     metadata = communicator_.broadcast(metadata);
     progress = communicator_.broadcast(progress);
     const auto now = ordered_json::parse(settings());
-    Index total_tokens = 0;
     if (!metadata.empty()) {
-        const JsonObject was = JsonObject::parse(metadata, folder + "/metadata.json");
-        check_same_settings(was, now, folder);
-        total_tokens = was.integer("total_tokens", 0);
+        check_same_settings(JsonObject::parse(metadata, folder + "/metadata.json"), now, folder);
         complete_ = true;
     }
-    if (progress.empty()) {
-        if (complete_) {
-            communicator_.together([&] {
-                if (communicator_.rank() != 0) return;
-                for (const ManifestEntry& entry : parse_manifest(
-                         read_file(folder + "/index.bin"), total_tokens, folder + "/index.bin"))
-                    rows_.push_back(entry.rows);
-            });
-            rows_.resize(static_cast<std::size_t>(
-                communicator_.broadcast(static_cast<Index>(rows_.size()))));
-            communicator_.broadcast(std::span<Index>(rows_));
-        }
+    if (complete_) {
+        // Opening it proves that everything is there.
+        const ActivationDataset whole(folder, communicator_);
+        for (const ChunkInfo& chunk : whole.chunks()) rows_.push_back(chunk.rows);
         return;
     }
+    if (progress.empty()) return;
+    // A line with the checksum of the rest, a line of JSON, the statistics.
+    const std::size_t first = std::min(progress.find('\n'), progress.size() - 1) + 1;
+    const std::string_view rest = std::string_view(progress).substr(first);
+    const std::size_t end = rest.find('\n');
     const std::string file = folder + "/progress.bin";
-    const std::size_t end = progress.find('\n');
-    const JsonObject head = JsonObject::parse(std::string_view(progress).substr(0, end), file);
+    if (progress.substr(0, first) != file_checksum(rest) + '\n' || end == std::string::npos)
+        user_error("{}: damaged, or of an older clt; remove the folder to start anew", file);
+    const JsonObject head = JsonObject::parse(rest.substr(0, end), file);
     check_same_settings(head.object("settings"), now, folder);
     rows_ = head.integers("rows", 1);
     caller_state_ = head.text("caller_state");
-    if (end == std::string::npos ||
-        !statistics_->restore(std::string_view(progress).substr(end + 1)))
+    if (!statistics_->restore(rest.substr(end + 1)))
         user_error("{}: damaged; remove the folder to start anew", file);
+    const ChunkLayout layout = chunk_layout();
     communicator_.together([&] {
-        if (communicator_.rank() != 0) return;
-        for (std::size_t i = 0; i < rows_.size(); ++i)
-            if (const auto path = fmt::format("{}/chunk_{}.hdf5", folder, i); !path_exists(path))
-                user_error("{}: missing, but progress.bin lists it", path);
+        const Shard mine = shard_of(chunks(), communicator_.rank(), communicator_.size());
+        for (Index i = mine.begin; i < mine.end; ++i) {
+            const auto path = fmt::format("{}/chunk_{}.hdf5", folder, i);
+            if (!path_exists(path)) user_error("{}: missing, but progress.bin lists it", path);
+            look_at_chunk(path, rows_[static_cast<std::size_t>(i)], layout);
+        }
     });
+}
+
+ChunkLayout DatasetWriter::chunk_layout() const {
+    ChunkLayout layout{{}, config_.d_model, config_.dtype};
+    for (Index layer = 0; layer < config_.layers; ++layer) layout.layer_ids.push_back(layer);
+    return layout;
 }
 
 void DatasetWriter::save_progress() const {
@@ -183,8 +207,9 @@ void DatasetWriter::save_progress() const {
                             {"rows", rows_},
                             {"caller_state", caller_state_}};
     communicator_.together([&] {
-        if (communicator_.rank() == 0)
-            write_file(config_.folder + "/progress.bin", head.dump() + '\n' + statistics_->save());
+        if (communicator_.rank() != 0) return;
+        const std::string rest = head.dump() + '\n' + statistics_->save();
+        write_file(config_.folder + "/progress.bin", file_checksum(rest) + '\n' + rest);
     });
 }
 
@@ -200,13 +225,19 @@ void DatasetWriter::write_chunk(std::span<const float> rows, const std::string& 
     const Index first =
         communicator_.exclusive_sum(counts[static_cast<std::size_t>(communicator_.rank())]);
     communicator_.together([&] {
-        const auto bad =
-            std::find_if(rows.begin(), rows.end(), [](float x) { return !std::isfinite(x); });
+        // As it will be stored: what the type rounds to infinity is refused like infinity.
+        const float beyond = first_beyond(config_.dtype);
+        const auto bad = std::find_if(rows.begin(), rows.end(),
+                                      [&](float x) { return !(std::abs(x) < beyond); });
         if (bad == rows.end()) return;
         const Index at = bad - rows.begin();
-        user_error("{}: activation {} at layer {}, token {} of chunk {}; nothing of it is kept",
-                   config_.folder, *bad, at % width / (2 * config_.d_model), first + at / width,
-                   rows_.size());
+        const std::string what =
+            fmt::format("{}: activation {} at layer {}, token {} of chunk {}", config_.folder, *bad,
+                        at % width / (2 * config_.d_model), first + at / width, rows_.size());
+        if (!std::isfinite(*bad)) user_error("{}; nothing of it is kept", what);
+        user_error("{} is beyond {} ({}); use data.dtype = {}; nothing of the chunk is kept", what,
+                   name_of(config_.dtype), largest_finite(config_.dtype),
+                   config_.dtype == DType::float16 ? "\"bfloat16\" or \"float32\"" : "\"float32\"");
     });
 
     const std::string path = fmt::format("{}/chunk_{}.hdf5", config_.folder, rows_.size());
@@ -220,30 +251,130 @@ void DatasetWriter::write_chunk(std::span<const float> rows, const std::string& 
     save_progress();
 }
 
+// Collective, whether or not a rank has rows.
 void DatasetWriter::write_file_of_chunk(const std::string& path, std::span<const float> rows,
                                         const std::vector<Index>& counts) const {
     const Index total = std::accumulate(counts.begin(), counts.end(), Index{0});
-    const Index d_model = config_.d_model;
-    RowExchange exchange(chunk_permutation(config_.seed, static_cast<Index>(rows_.size()), total),
-                         counts, communicator_);
+    const Index row_bytes = config_.d_model * size_of(config_.dtype);
+    ChunkParts parts;
+    parts.rows = total;
+    parts.row_bytes = row_bytes;
+    // HDF5 chunks have less than 2^32 bytes.
+    parts.block_rows = std::max<Index>(
+        1,
+        std::min({total, hdf5_chunk_rows, std::numeric_limits<std::uint32_t>::max() / row_bytes}));
+    RowExchange exchange(chunk_permutation(config_.seed, chunks(), total), counts,
+                         config_.gzip > 0 ? parts.block_rows : 1, communicator_);
+    parts.own = exchange.stored_rows();
     std::exception_ptr failure;
     try {
-        H5File file = H5File::create(path, &communicator_);
+        // Compressed, it is written by one process: HDF5's collective write of chunks whose size
+        // nobody knows before cannot have its space set aside, and hangs on a full disk.
+        std::optional<H5File> file;
+        if (config_.gzip == 0)
+            file = H5File::create(path, &communicator_);
+        else
+            communicator_.together([&] {
+                if (communicator_.rank() == 0) file = H5File::create(path);
+            });
         for (Index layer = 0; layer < config_.layers; ++layer)
             for (std::size_t part = 0; part < dataset_parts.size(); ++part) {
-                H5Dataset dataset = file.create_dataset(
-                    layer_dataset_name(layer, part), storage_of(config_.dtype), total, d_model,
-                    std::min(total, hdf5_chunk_rows), config_.gzip);
-                const Index column = (2 * layer + static_cast<Index>(part)) * d_model;
-                dataset.write(exchange.stored_rows(),
-                              exchange.exchange(rows.data() + column, 2 * config_.layers * d_model,
-                                                d_model, config_.dtype));
+                const Index column = (2 * layer + static_cast<Index>(part)) * config_.d_model;
+                const std::span<const std::byte> stored(
+                    exchange.exchange(rows.data() + column, 2 * config_.layers * config_.d_model,
+                                      config_.d_model, config_.dtype),
+                    static_cast<std::size_t>(parts.own.size() * row_bytes));
+                const std::uint64_t checksum = communicator_.all_reduce_sum(
+                    checksum_of_rows(stored, parts.own.begin, row_bytes));
+                const std::string name = layer_dataset_name(layer, part);
+                if (config_.gzip > 0) {
+                    write_compressed(file, name, parts, stored, checksum);
+                    continue;
+                }
+                H5Dataset array = file->create_dataset(name, storage_of(config_.dtype), total,
+                                                       config_.d_model, parts.block_rows);
+                array.write(parts.own, stored.data());
+                write_checksum(array, checksum);
             }
-        file.close();
+        if (config_.gzip == 0)
+            file->close();
+        else
+            communicator_.together([&] {
+                if (file) file->close();
+            });
     } catch (...) {
         failure = std::current_exception();
     }
     communicator_.throw_together(failure);
+}
+
+// Every rank compresses its own HDF5 chunks; rank 0 (which has the file) knows their sizes before
+// it writes a byte, and gets them rank by rank.
+void DatasetWriter::write_compressed(std::optional<H5File>& file, const std::string& name,
+                                     const ChunkParts& parts, std::span<const std::byte> stored,
+                                     std::uint64_t checksum) const {
+    const auto block_bytes = static_cast<std::size_t>(parts.block_rows * parts.row_bytes);
+    const Index first_block = parts.own.begin / parts.block_rows;
+    const Index blocks = (parts.rows + parts.block_rows - 1) / parts.block_rows;
+    const auto own_blocks = static_cast<Index>((stored.size() + block_bytes - 1) / block_bytes);
+    std::vector<std::vector<std::byte>> compressed(static_cast<std::size_t>(own_blocks));
+    communicator_.together([&] {
+        for (Index i = 0; i < own_blocks; ++i) {
+            const std::size_t at = static_cast<std::size_t>(i) * block_bytes;
+            std::span<const std::byte> block =
+                stored.subspan(at, std::min(block_bytes, stored.size() - at));
+            std::vector<std::byte> filled;
+            if (block.size() < block_bytes) {  // the last one
+                filled.assign(block.begin(), block.end());
+                filled.resize(block_bytes);
+                block = filled;
+            }
+            compressed[static_cast<std::size_t>(i)] = deflate(block, config_.gzip);
+        }
+    });
+    std::vector<Index> sizes(static_cast<std::size_t>(blocks));  // of all HDF5 chunks
+    for (Index i = 0; i < own_blocks; ++i)
+        sizes[static_cast<std::size_t>(first_block + i)] =
+            static_cast<Index>(compressed[static_cast<std::size_t>(i)].size());
+    communicator_.all_reduce_sum(std::span(sizes));
+    const std::vector<Index> blocks_of = communicator_.all_gather(own_blocks);
+
+    std::optional<H5Dataset> array;
+    communicator_.together([&] {
+        if (!file) return;
+        file->set_aside(std::accumulate(sizes.begin(), sizes.end(), Index{0}), blocks);
+        array = file->create_dataset(name, storage_of(config_.dtype), parts.rows, config_.d_model,
+                                     parts.block_rows, config_.gzip);
+    });
+    Index block = 0;
+    for (int source = 0; source < communicator_.size(); ++source) {
+        const Index end = block + blocks_of[static_cast<std::size_t>(source)];
+        const Index bytes = std::accumulate(sizes.begin() + block, sizes.begin() + end, Index{0});
+        std::vector<std::byte> sent;
+        if (communicator_.rank() == source)
+            for (const std::vector<std::byte>& own : compressed)
+                sent.insert(sent.end(), own.begin(), own.end());
+        const auto ranks = static_cast<std::size_t>(communicator_.size());
+        std::vector<Index> send_bytes(ranks);
+        std::vector<Index> receive_bytes(ranks);
+        if (communicator_.rank() == source) send_bytes[0] = bytes;
+        if (file) receive_bytes[static_cast<std::size_t>(source)] = bytes;
+        std::vector<std::byte> received(static_cast<std::size_t>(file ? bytes : 0));
+        communicator_.all_to_all(sent.data(), send_bytes, received.data(), receive_bytes);
+        communicator_.together([&] {
+            std::size_t at = 0;
+            for (; block < end; ++block) {
+                const auto size = static_cast<std::size_t>(sizes[static_cast<std::size_t>(block)]);
+                if (array)
+                    array->write_deflated(block * parts.block_rows,
+                                          std::span(received).subspan(at, size));
+                at += size;
+            }
+        });
+    }
+    communicator_.together([&] {
+        if (array) write_checksum(*array, checksum);
+    });
 }
 
 void DatasetWriter::finish() {
@@ -264,8 +395,12 @@ void DatasetWriter::finish() {
         metadata["total_tokens"] = tokens();
         metadata["created"] = local_time();
         metadata["generator"] = fmt::format("clt {} ({})", version(), revision());
-        write_file(config_.folder + "/index.bin", format_manifest(manifest));
-        write_file(config_.folder + "/norm_stats.json", stats.dump());
+        const std::string index = format_manifest(manifest);
+        const std::string statistics = stats.dump();
+        metadata["checksums"] = {{"index.bin", file_checksum(index)},
+                                 {"norm_stats.json", file_checksum(statistics)}};
+        write_file(config_.folder + "/index.bin", index);
+        write_file(config_.folder + "/norm_stats.json", statistics);
         write_file(config_.folder + "/metadata.json", metadata.dump(2) + '\n');
         remove_file(config_.folder + "/progress.bin");
     });

@@ -372,6 +372,52 @@ TEST(Sources, ANotFiniteActivationNamesChunkLayerAndRow) {
         }
 }
 
+// A flipped bit of the exponent leaves a value finite; trained on, it makes parameters NaN.
+TEST(Sources, AValueThatNoActivationCanHaveIsNamed) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    const ProcessGrid grid(world, 1, world.size());
+    const auto message = [&](float value, bool statistics) {
+        write_set(scratch / "set", world);
+        {
+            H5File file = H5File::create(scratch / "set/chunk_1.hdf5", &world);
+            for (const char* name :
+                 {"layer_0/inputs", "layer_0/targets", "layer_1/inputs", "layer_1/targets"}) {
+                std::vector<float> values(5 * d_model, 1.0F);
+                if (name == std::string("layer_1/inputs")) values[4 * d_model + 2] = value;
+                file.create_dataset(name, H5Type::float32, 5, d_model)
+                    .write(world.rank() == 0 ? Shard{0, 5} : Shard{}, values.data());
+            }
+            file.close();
+        }
+        if (world.rank() == 0) {
+            // Without the line that knows the statistics' checksum.
+            auto metadata = nlohmann::json::parse(read_file(scratch / "set/metadata.json"));
+            metadata.erase("checksums");
+            write_file(scratch / "set/metadata.json", metadata.dump());
+            if (!statistics) std::filesystem::remove(scratch / "set/norm_stats.json");
+        }
+        world.barrier();
+        const auto source =
+            make_training_source(config(scratch / "set"), 42, grid, backend(), workers());
+        std::string said;
+        try {
+            for (int i = 0; i < 9; ++i) source->next();
+        } catch (const UserError& e) {
+            said = e.what();
+        }
+        const std::size_t at = said.find(", beyond");
+        world.barrier();
+        return said.substr(0, at);
+    };
+    const std::string where = scratch / "set/chunk_1.hdf5" + ": row 4: inputs of layer 1 = ";
+    EXPECT_EQ(message(std::ldexp(0.5F, 64), true), where + "9.223372e+18 in column 2");
+    EXPECT_EQ(message(std::ldexp(0.5F, 32), true), where + "2.1474836e+09 in column 2");
+    EXPECT_EQ(message(std::ldexp(0.5F, 64), false), where + "9.223372e+18 in column 2");
+    EXPECT_EQ(message(16000.0F, true), "");  // as large as massive activations are
+    EXPECT_EQ(message(-3000.0F, false), "");
+}
+
 TEST(Sources, ABrokenChunkIsNamedOnEveryRank) {
     const Communicator world = Communicator::world();
     const test::Scratch scratch(world);

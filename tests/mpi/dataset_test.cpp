@@ -86,6 +86,20 @@ const std::string stats_of_2 =
     R"({"0": {"inputs": {"mean": [1, 2], "std": [1, 2]}, "targets": {"mean": [], "std": []}},)"
     R"( "2": {}, "10": {}})";
 
+/// Statistics of layers 0, 2, 10, all mean 0 and std `other` but the first std.
+std::string stats_with(double first, double other) {
+    std::string text;
+    for (const int layer : {0, 2, 10})
+        for (const char* part : {"inputs", "targets"})
+            text += fmt::format(R"({}"{}": {{"mean": [0, 0, 0], "std": [{}, {}, {}]}})",
+                                part[0] == 'i'
+                                    ? fmt::format(R"({}"{}": {{)", layer > 0 ? ", " : "", layer)
+                                    : ", ",
+                                part, text.empty() ? first : other, other, other) +
+                    (part[0] == 't' ? "}" : "");
+    return "{" + text + "}";
+}
+
 const std::vector<Broken> all_broken{
     {"no_folder", [](const std::string& f) { std::filesystem::remove_all(f); },
      "F: no such folder, expected an activation data set"},
@@ -113,6 +127,24 @@ const std::vector<Broken> all_broken{
          write_chunk(f + "/chunk_3.h5", {0, 2});
      },
      "F/chunk_3.h5: holds 2 layer_<id> groups, metadata.json says num_layers = 3"},
+    {"other_layers",
+     [](const std::string& f) {
+         write_chunk(f + "/chunk_3.h5", {0, 2, 11});
+     },
+     "F/chunk_3.h5: holds no group layer_10, which the first chunk has"},
+    {"huge_width",
+     [](const std::string& f) {
+         write_file(f + "/metadata.json",
+                    R"({"num_layers": 3, "d_model": 268435456, "total_tokens": 10})");
+     },
+     "F/chunk_0.hdf5: layer_0/inputs has width 3, metadata.json says d_model = 268435456"},
+    {"negative_deviation",
+     [](const std::string& f) { write_file(f + "/norm_stats.json", stats_with(-1, 1)); },
+     "F/norm_stats.json: layer 0 inputs std = [-1, 1, 1], expected numbers of 0 or more, not -1"},
+    {"zero_deviation",
+     [](const std::string& f) { write_file(f + "/norm_stats.json", stats_with(0, 1)); },
+     "F/norm_stats.json: 0.inputs.std[0] = 0, but the column is not constant: F/chunk_0.hdf5 has "
+     "10 beside the mean 0; make the statistics anew"},
     {"row_count",
      [](const std::string& f) {
          write_chunk(f + "/chunk_3.h5", {0, 2, 10}, rows - 1);
@@ -143,7 +175,10 @@ TEST_P(BrokenDataset, IsRefusedOnEveryRankWithOneSentence) {
     }
     world.barrier();
     std::string expected = GetParam().message;
-    expected.replace(0, 1, folder);
+    for (std::size_t at = 0; (at = expected.find("F/", at)) != std::string::npos;
+         at += folder.size())
+        expected.replace(at, 1, folder);
+    if (expected.starts_with("F:")) expected.replace(0, 1, folder);
     EXPECT_EQ(test::message_of<UserError>([&] {
                   const ActivationDataset dataset(folder, world);
                   std::vector<std::byte> bytes;
@@ -170,6 +205,25 @@ TEST(ActivationDataset, ATruncatedChunkIsNamed) {
                   dataset.read(1, {0, rows}, bytes, world);
               }).find("chunk_3.h5"),
               std::string::npos);
+}
+
+TEST(ActivationDataset, AReportListsEveryBrokenChunk) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    const std::string folder = scratch / "set";
+    if (world.rank() == 0) {
+        write_set(folder);
+        write_chunk(folder + "/chunk_0.hdf5", {0, 2, 10}, rows - 1);
+        write_chunk(folder + "/chunk_3.h5", {0, 2, 10}, rows, d_model + 1);
+    }
+    world.barrier();
+    std::vector<std::string> problems;
+    const ActivationDataset dataset(folder, world, {.problems = &problems});
+    EXPECT_EQ(
+        problems,
+        (std::vector<std::string>{
+            folder + "/chunk_0.hdf5: layer_0/inputs has 4 rows, index.bin says 5",
+            folder + "/chunk_3.h5: layer_0/inputs has width 4, metadata.json says d_model = 3"}));
 }
 
 TEST(ActivationDataset, StatisticsThatLackALayerCountAsNone) {

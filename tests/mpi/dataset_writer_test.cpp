@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -14,6 +15,7 @@
 #include "clt/io/hdf5.hpp"
 #include "data/column_statistics.hpp"
 #include "data/row_exchange.hpp"
+#include "support/file_size_limit.hpp"
 #include "support/scratch.hpp"
 
 namespace clt {
@@ -270,6 +272,241 @@ TEST(DatasetWriter, NamesANotFiniteActivationAndKeepsNothing) {
     EXPECT_EQ(writer.chunks(), 0);
     write_chunks(writer, 0, 1, Split::even, world);
     EXPECT_EQ(writer.tokens(), 40);
+}
+
+TEST(DatasetWriter, RefusesWhatTheStorageTypeCannotHold) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    struct Trial {
+        DType dtype;
+        float value;
+        const char* expected;  // empty: it is stored
+    };
+    const std::vector<Trial> trials{
+        {DType::float16, 65519.0F, ""},
+        {DType::float16, -65520.0F,
+         " -65520 at layer 1, token 39 of chunk 0 is beyond float16 (65504); use data.dtype = "
+         "\"bfloat16\" or \"float32\"; nothing of the chunk is kept"},
+        {DType::bfloat16, 3.39e38F, ""},
+        {DType::bfloat16, std::numeric_limits<float>::max(),
+         " 3.4028235e+38 at layer 1, token 39 of chunk 0 is beyond bfloat16 (3.3895314e+38); use "
+         "data.dtype = \"float32\"; nothing of the chunk is kept"},
+        {DType::float32, std::numeric_limits<float>::max(), ""}};
+    for (std::size_t i = 0; i < trials.size(); ++i) {
+        const std::string folder = scratch / std::to_string(i);
+        DatasetWriter writer(config(folder, trials[i].dtype), world);
+        std::vector<float> rows = made_up_rows(part_of({0, 40}, Split::even, world));
+        if (world.rank() == world.size() - 1) rows[rows.size() - 1 - 2 * d_model] = trials[i].value;
+        if (*trials[i].expected == '\0') {
+            writer.write_chunk(rows, "");
+            writer.finish();
+            continue;
+        }
+        EXPECT_EQ(test::message_of<UserError>([&] { writer.write_chunk(rows, ""); }),
+                  folder + ": activation" + trials[i].expected);
+        EXPECT_EQ(writer.chunks(), 0);
+        EXPECT_FALSE(std::filesystem::exists(folder + "/chunk_0.hdf5"));
+    }
+}
+
+/// Flips a bit of a byte of a file. Rank 0; collective.
+void flip(const std::string& path, std::size_t byte, const Communicator& world) {
+    if (world.rank() == 0) {
+        std::string bytes = read_file(path);
+        bytes.at(byte) = static_cast<char>(bytes.at(byte) ^ 4);
+        write_file(path, bytes);
+    }
+    world.barrier();
+}
+
+/// Place in the file of the first byte of a stored row, looked for by its content.
+std::size_t place_of(const std::string& path, const std::vector<std::byte>& content) {
+    const std::string bytes = read_file(path);
+    const std::size_t at =
+        bytes.find(std::string(reinterpret_cast<const char*>(content.data()), content.size()));
+    EXPECT_NE(at, std::string::npos);
+    return at;
+}
+
+TEST(DatasetWriter, AChangedValueIsFoundByItsChecksum) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    const std::string folder = scratch / "set";
+    {
+        DatasetWriter writer(config(folder), world);
+        write_chunks(writer, 0, 3, Split::even, world);
+        writer.finish();
+    }
+    std::size_t place = 0;
+    {
+        // Row 30 of chunk 1, layer 2 targets: beyond the rows that a run with held-out rows reads.
+        const ActivationDataset dataset(folder, world);
+        const std::vector<std::byte> rows = whole_chunk(dataset, 1, world);
+        const auto first = rows.begin() + (30 * width + 5 * d_model) * 4;
+        place = place_of(folder + "/chunk_1.hdf5", {first, first + d_model * 4});
+    }
+    flip(folder + "/chunk_1.hdf5", place, world);
+    const std::string expected =
+        folder +
+        "/chunk_1.hdf5: layer_2/targets does not match its checksum: it was damaged or changed "
+        "after it was written; copy or generate this chunk again";
+    std::vector<std::byte> rows;
+    const Shard part = shard_of(10, world.rank(), world.size());
+    const ActivationDataset off(folder, world);
+    off.read(1, part, rows, world);
+    for (const VerifyData verify : {VerifyData::first_use, VerifyData::always}) {
+        const ActivationDataset dataset(folder, world, {.verify = verify});
+        dataset.read(0, part, rows, world);
+        dataset.read(2, {}, rows, world);
+        for (const Shard wanted : {part, Shard{part.begin + 3, part.end + 3}, Shard{0, 31}})
+            EXPECT_EQ(test::message_of<UserError>([&] { dataset.read(1, wanted, rows, world); }),
+                      expected);
+    }
+    flip(folder + "/chunk_1.hdf5", place, world);
+    const ActivationDataset mended(folder, world, {.verify = VerifyData::first_use});
+    mended.read(1, part, rows, world);
+    flip(folder + "/chunk_1.hdf5", place, world);
+    mended.read(1, part, rows, world);  // it was verified before
+    const ActivationDataset always(folder, world, {.verify = VerifyData::always});
+    EXPECT_EQ(test::message_of<UserError>([&] { always.read(1, part, rows, world); }), expected);
+}
+
+TEST(DatasetWriter, AFlippedBitOfASmallFileIsFound) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    const std::string folder = scratch / "set";
+    {
+        DatasetWriter writer(config(folder), world);
+        write_chunks(writer, 0, 2, Split::even, world);
+    }
+    const std::string progress = folder + "/progress.bin";
+    const auto length = std::filesystem::file_size(progress);
+    world.barrier();
+    for (std::size_t i = 0; i < 40; ++i) {
+        const std::size_t byte = i * (length - 1) / 39;
+        flip(progress, byte, world);
+        EXPECT_THROW(DatasetWriter(config(folder), world), UserError) << byte;
+        flip(progress, byte, world);
+    }
+    {
+        DatasetWriter writer(config(folder), world);
+        write_chunks(writer, 2, 3, Split::even, world);
+        writer.finish();
+    }
+    for (const char* name : {"/index.bin", "/norm_stats.json"}) {
+        flip(folder + name, 20, world);
+        EXPECT_EQ(test::message_of<UserError>([&] {
+                      ActivationDataset(folder, world);
+                  }).find(folder + name + ": does not match its checksum"),
+                  0U);
+        flip(folder + name, 20, world);
+    }
+    const ActivationDataset whole(folder, world);
+}
+
+// Identity is content: neither where a set lies, nor when it was made or how it is compressed.
+TEST(DatasetWriter, TheFingerprintIsOfTheContent) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    const auto make = [&](const std::string& folder, int gzip, std::uint64_t seed) {
+        DatasetWriterConfig settings = config(folder);
+        settings.gzip = gzip;
+        settings.seed = seed;
+        settings.model_name = "model of " + folder;
+        DatasetWriter writer(settings, world);
+        write_chunks(writer, 0, 3, Split::last_rank_has_all, world);
+        writer.finish();
+        const ActivationDataset dataset(folder, world);
+        EXPECT_TRUE(dataset.has_checksums());
+        return dataset.fingerprint();
+    };
+    const std::string first = make(scratch / "a", 0, 7);
+    EXPECT_EQ(first.size(), 16U);
+    EXPECT_EQ(make(scratch / "b", 4, 7), first);
+    EXPECT_NE(make(scratch / "c", 0, 8), first);
+
+    // Chunks that trade places, other statistics.
+    const auto change = [&](const std::function<void(const std::string&)>& work) {
+        const std::string folder = scratch / "changed";
+        if (world.rank() == 0) {
+            std::filesystem::remove_all(folder);
+            std::filesystem::copy(scratch / "a", folder);
+            auto metadata = nlohmann::json::parse(read_file(folder + "/metadata.json"));
+            metadata.erase("checksums");
+            metadata["created"] = "another day";
+            write_file(folder + "/metadata.json", metadata.dump());
+            work(folder);
+        }
+        world.barrier();
+        return ActivationDataset(folder, world).fingerprint();
+    };
+    EXPECT_EQ(change([](const std::string&) {}), first);
+    EXPECT_NE(change([](const std::string& folder) {
+                  auto stats = nlohmann::json::parse(read_file(folder + "/norm_stats.json"));
+                  stats["1"]["inputs"]["mean"][2] = 0.125;
+                  write_file(folder + "/norm_stats.json", stats.dump());
+              }),
+              first);
+    EXPECT_NE(change([](const std::string& folder) {
+                  std::filesystem::remove(folder + "/norm_stats.json");
+              }),
+              first);
+    EXPECT_NE(change([&](const std::string& folder) {
+                  for (const char* name : {"/index.bin", "/chunk_2.hdf5"})
+                      std::filesystem::copy(scratch / "c" + name, folder + name,
+                                            std::filesystem::copy_options::overwrite_existing);
+              }),
+              first);
+}
+
+TEST(DatasetWriter, NeitherCompleteNorGoingOnWithoutAllChunks) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    const std::string folder = scratch / "set";
+    const auto cut = [&](const char* name, bool whole) {
+        if (world.rank() == 0) {
+            if (whole)
+                std::filesystem::remove(folder + name);
+            else
+                std::filesystem::resize_file(folder + name,
+                                             std::filesystem::file_size(folder + name) - 1);
+        }
+        world.barrier();
+        return test::message_of<UserError>([&] { DatasetWriter(config(folder), world); });
+    };
+    for (const bool finished : {false, true}) {
+        {
+            DatasetWriter writer(config(folder), world);
+            write_chunks(writer, 0, 3, Split::even, world);
+            if (finished) writer.finish();
+        }
+        EXPECT_EQ(cut("/chunk_1.hdf5", false).find(folder + "/chunk_1.hdf5: the file is cut"), 0U);
+        EXPECT_EQ(cut("/chunk_1.hdf5", true).find(folder + "/chunk_1.hdf5: missing, but "), 0U);
+        if (world.rank() == 0) std::filesystem::remove_all(folder);
+        world.barrier();
+    }
+}
+
+TEST(DatasetWriter, AFullDiskWhileCompressingLeavesWhatWasThere) {
+    const Communicator world = Communicator::world();
+    const test::Scratch scratch(world);
+    DatasetWriterConfig settings = config(scratch / "set");
+    settings.gzip = 4;
+    DatasetWriter writer(settings, world);
+    write_chunks(writer, 0, 1, Split::even, world);
+    {
+        // 1 MiB is what a file's metadata may take.
+        const test::FileSizeLimit limit(rlim_t{1} << 20);
+        EXPECT_NE(test::message_of<UserError>([&] {
+                      write_chunks(writer, 1, 2, Split::even, world);
+                  }).find("File too large"),
+                  std::string::npos);
+    }
+    EXPECT_EQ(writer.chunks(), 1);
+    EXPECT_FALSE(std::filesystem::exists(scratch / "set/chunk_1.hdf5.tmp"));
+    write_chunks(writer, 1, 3, Split::even, world);
+    writer.finish();
+    EXPECT_EQ(ActivationDataset(scratch / "set", world).tokens(), 74);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ struct DataConfig {
     double holdout_fraction = 0.0;
     std::string evaluation_path;
     Index prefetch = 1;
+    std::string verify = "first_use";
 
     template <class V>
     void fields(V& v) {
@@ -38,6 +39,9 @@ struct DataConfig {
           "A second data set for evaluation, instead of a fraction");
         v("prefetch", prefetch, rule::between(0, 16) | rule::execution(),
           "Batches prepared ahead by a thread; 0: none");
+        v("verify", verify, rule::one_of({"off", "first_use", "always"}) | rule::execution(),
+          "When a chunk is compared with the checksums that generate left in it: never, when it is "
+          "first read, or at every read");
     }
 };
 

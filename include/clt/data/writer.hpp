@@ -34,17 +34,20 @@ struct DatasetWriterConfig {
 };
 
 class ColumnStatistics;
+class H5File;
+struct ChunkLayout;
 
 class DatasetWriter {
   public:
     /// Starts a data set or continues an unfinished one. Throws UserError when the folder cannot be
     /// written, is in use by another job, or holds a data set (also an unfinished one) made with
-    /// other settings. Collective.
+    /// other settings or of which a file is missing or not whole. Collective.
     DatasetWriter(const DatasetWriterConfig& config, const Communicator& communicator);
     DatasetWriter(DatasetWriter&&) noexcept;
     ~DatasetWriter();
 
-    /// True when the folder already holds this very data set, finished: nothing is left to do.
+    /// True when the folder already holds this very data set, finished and whole: nothing is left
+    /// to do.
     bool complete() const { return complete_; }
     Index chunks() const { return static_cast<Index>(rows_.size()); }
     Index tokens() const;
@@ -55,7 +58,7 @@ class DatasetWriter {
     /// order is rank order, so any split of the same tokens over ranks gives the same file. A rank
     /// may pass none; when all pass none nothing is written. caller_state (rank 0's counts): kept
     /// for a resume. On return the chunk is on disk and counted. Collective. Throws UserError (full
-    /// disk, NaN or infinity in the rows: nothing of the chunk is counted).
+    /// disk; NaN, infinity or a value beyond the storage type: nothing of the chunk is counted).
     void write_chunk(std::span<const float> rows, const std::string& caller_state);
 
     /// Writes index.bin, norm_stats.json and, last, metadata.json. Collective. Throws UserError.
@@ -65,6 +68,16 @@ class DatasetWriter {
     std::string settings() const;
     void resume();
     void save_progress() const;
+    ChunkLayout chunk_layout() const;
+    struct ChunkParts {
+        Index rows = 0;
+        Index row_bytes = 0;
+        Index block_rows = 0;  // of an HDF5 chunk
+        Shard own;             // rows that this rank stores
+    };
+    void write_compressed(std::optional<H5File>& file, const std::string& name,
+                          const ChunkParts& parts, std::span<const std::byte> stored,
+                          std::uint64_t checksum) const;
     void write_file_of_chunk(const std::string& path, std::span<const float> rows,
                              const std::vector<Index>& counts) const;
 
