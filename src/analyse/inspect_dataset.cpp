@@ -1,7 +1,6 @@
 // Activation data sets and their chunks.
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>

@@ -7,6 +7,7 @@
 
 #include "clt/data/dataset.hpp"
 #include "support/npz.hpp"
+#include "support/scratch.hpp"
 
 namespace clt {
 namespace {

@@ -5,11 +5,13 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "clt/data/dataset.hpp"
 #include "clt/data/sources.hpp"
 #include "clt/data/writer.hpp"
+#include "clt/io/file.hpp"
 #include "clt/io/hdf5.hpp"
 #include "support/scratch.hpp"
 
@@ -70,7 +72,7 @@ Normalization own_normalization(const DataConfig& data, const ProcessGrid& grid,
 std::unique_ptr<BatchSource> training_source(const DataConfig& data, std::uint64_t seed,
                                              const ProcessGrid& grid, Backend& on,
                                              Workers& threads) {
-    return make_training_source(data, own_normalization(data, grid, threads), seed, grid, on,
+    return training_source(data, own_normalization(data, grid, threads), seed, grid, on,
                                 threads);
 }
 std::unique_ptr<BatchSource> evaluation_source(const DataConfig& data, Index max_tokens, bool whole,
@@ -378,6 +380,8 @@ TEST(Sources, AValueThatNoActivationCanHaveIsNamed) {
     const test::Scratch scratch(world);
     const ProcessGrid grid(world, 1, world.size());
     const auto message = [&](float value, bool statistics) {
+        if (world.rank() == 0) std::filesystem::remove_all(scratch / "set");
+        world.barrier();
         write_set(scratch / "set", world);
         {
             H5File file = H5File::create(scratch / "set/chunk_1.hdf5", &world);
@@ -399,7 +403,7 @@ TEST(Sources, AValueThatNoActivationCanHaveIsNamed) {
         }
         world.barrier();
         const auto source =
-            make_training_source(config(scratch / "set"), 42, grid, backend(), workers());
+            training_source(config(scratch / "set"), 42, grid, backend(), workers());
         std::string said;
         try {
             for (int i = 0; i < 9; ++i) source->next();
@@ -412,7 +416,7 @@ TEST(Sources, AValueThatNoActivationCanHaveIsNamed) {
     };
     const std::string where = scratch / "set/chunk_1.hdf5" + ": row 4: inputs of layer 1 = ";
     EXPECT_EQ(message(std::ldexp(0.5F, 64), true), where + "9.223372e+18 in column 2");
-    EXPECT_EQ(message(std::ldexp(0.5F, 32), true), where + "2.1474836e+09 in column 2");
+    EXPECT_EQ(message(std::ldexp(0.5F, 32), true), where + "2147483600 in column 2");
     EXPECT_EQ(message(std::ldexp(0.5F, 64), false), where + "9.223372e+18 in column 2");
     EXPECT_EQ(message(16000.0F, true), "");  // as large as massive activations are
     EXPECT_EQ(message(-3000.0F, false), "");
@@ -422,16 +426,25 @@ TEST(Sources, ABrokenChunkIsNamedOnEveryRank) {
     const Communicator world = Communicator::world();
     const test::Scratch scratch(world);
     write_set(scratch / "set", world);
-    if (world.rank() == 0) std::filesystem::resize_file(scratch / "set/chunk_2.hdf5", 1000);
-    world.barrier();
     const ProcessGrid grid(world, 1, world.size());
+    std::string whole;
+    if (world.rank() == 0) whole = read_file(scratch / "set/chunk_2.hdf5");
     for (const Index prefetch : {0, 2}) {
+        if (world.rank() == 0) write_file(scratch / "set/chunk_2.hdf5", whole);
+        world.barrier();
         DataConfig data = config(scratch / "set");
         data.prefetch = prefetch;
         const auto source = training_source(data, 42, grid, backend(), workers());
+        // Cut while the run is under way, and before the next one begins.
+        if (world.rank() == 0) std::filesystem::resize_file(scratch / "set/chunk_2.hdf5", 1000);
+        world.barrier();
         EXPECT_NE(test::message_of<UserError>([&] {
                       for (int i = 0; i < 10; ++i) source->next();
                   }).find("chunk_2.hdf5"),
+                  std::string::npos);
+        EXPECT_NE(test::message_of<UserError>([&] {
+                      training_source(data, 42, grid, backend(), workers());
+                  }).find("chunk_2.hdf5: the file is cut"),
                   std::string::npos);
     }
 }
