@@ -85,6 +85,7 @@ Evaluation evaluate(const EvaluateJob& job, Backend& backend, const Communicator
         user_error(
             "[evaluate] rows = \"heldout\", but nothing is held out: set [data] holdout_fraction "
             "as in training or evaluation_path, or rows = \"all\"");
+    check_k(checkpoint.model, checkpoint.shape, job.data.batch_tokens);
     all.stop_point("the data was opened");
     all.together([&] {
         if (all.rank() == 0) make_writable_folder(job.job.output);

@@ -22,7 +22,7 @@ double mega(Index n) {
 /// "2 h 5 min", for estimates.
 std::string rough_time(double seconds) {
     if (seconds < 120) return fmt::format("{:.0f} s", seconds);
-    const auto minutes = static_cast<Index>(seconds / 60);
+    const auto minutes = static_cast<Index>(std::min(seconds, 1e15) / 60);
     if (minutes < 120) return fmt::format("{} min", minutes);
     return fmt::format("{} h {} min", minutes / 60, minutes % 60);
 }
@@ -137,8 +137,7 @@ std::string to_text(const Plan& plan) {
 
     if (q.cuda) text += memory_table(cost, true, plan.device_bytes);
     text += memory_table(cost, false, plan.host_bytes / plan.ranks_per_host);
-    text += fmt::format("  {:<54}{:>12.1f}\n", "a checkpoint on disk",
-                        mega(12 * cost.parameters));  // value and two moments
+    text += fmt::format("  {:<54}{:>12.1f}\n", "a checkpoint on disk", mega(cost.checkpoint_bytes));
 
     if (ranks > 1) text += communication_table(plan.cost);
     text += fmt::format(

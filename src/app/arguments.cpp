@@ -71,8 +71,10 @@ std::vector<std::string> Arguments::values(const std::string& option) const {
 std::optional<Index> Arguments::positive_integer(const std::string& option) const {
     const auto text = value(option);
     if (!text) return std::nullopt;
+    constexpr Index most = 1'000'000'000;  // of anything; products of two then fit in 64 bits
     const auto number = parse_number<Index>(*text);
-    if (!number || *number <= 0) user_error("--{} {}: expected an integer above 0", option, *text);
+    if (!number || *number <= 0 || *number > most)
+        user_error("--{} {}: expected an integer from 1 to {}", option, *text, most);
     return number;
 }
 

@@ -197,7 +197,7 @@ class Store {
         if (!given_.node->is_number()) return false;
         const auto value = given_.node->value<double>();  // integers too: lr = 1
         if (!value || !std::isfinite(*value) || !in_range(*value)) return false;
-        *target = *value;
+        *target = *value + 0.0;  // -0 is 0
         return true;
     }
     bool operator()(bool* target) const {

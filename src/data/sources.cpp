@@ -15,6 +15,17 @@ Index held_out_rows(Index rows, double fraction) {
     return std::llround(static_cast<double>(rows) * fraction);
 }
 
+void check_held_out(const ActivationDataset& dataset, double fraction) {
+    if (fraction == 0) return;
+    Index largest = 0;
+    for (const ChunkInfo& chunk : dataset.chunks()) largest = std::max(largest, chunk.rows);
+    if (largest > 0 && held_out_rows(largest, fraction) == 0)
+        user_error(
+            "[data] holdout_fraction = {}: holds out no token of {}, whose largest chunk has {}; "
+            "expected 0 or at least {:.2g}",
+            fraction, dataset.path(), largest, 1.0 / static_cast<double>(largest));
+}
+
 std::vector<Unit> training_units(const ActivationDataset& dataset, const DataConfig& config) {
     std::vector<Unit> units;
     for (std::size_t chunk = 0; chunk < dataset.chunks().size(); ++chunk) {
@@ -77,6 +88,7 @@ std::unique_ptr<BatchSource> make_training_source(const DataConfig& config,
                                                   std::uint64_t seed, const ProcessGrid& grid,
                                                   Backend& backend, Workers& workers) {
     const auto dataset = open(config.path, config, grid, workers);
+    check_held_out(*dataset, config.holdout_fraction);
     DatasetSourcePlan plan{.units = training_units(*dataset, config),
                            .sampling = config.sampling == "random_chunk" ? Sampling::random_chunk
                                                                          : Sampling::sequential,
@@ -109,6 +121,7 @@ std::unique_ptr<BatchSource> make_evaluation_source(const DataConfig& config,
     const bool second = !whole && !config.evaluation_path.empty();
     if (!whole && !second && config.holdout_fraction == 0) return nullptr;
     const auto dataset = open(second ? config.evaluation_path : config.path, config, grid, workers);
+    if (!whole && !second) check_held_out(*dataset, config.holdout_fraction);
     DatasetSourcePlan plan{
         .units = evaluation_units(*dataset, whole || second ? 1.0 : config.holdout_fraction,
                                   config.batch_tokens, max_tokens),

@@ -1,8 +1,11 @@
 #include "clt/model/cost.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "clt/base/error.hpp"
@@ -21,6 +24,45 @@ constexpr Index program_bytes = 100'000'000;
 constexpr Index cuda_device_bytes = 600'000'000;
 constexpr Index cuda_host_bytes = 400'000'000;
 constexpr const char* cuda_context = "CUDA and cuBLAS";
+
+// Arrays at least this large begin at multiples of it (io/hdf5.cpp).
+constexpr Index file_alignment = Index{1} << 20;
+// Texts, names and what else HDF5 stores. About 20 kB measured.
+constexpr Index file_overhead_bytes = 30'000;
+
+/// Throws UserError unless every product of the sizes fits: those of row numbers in 32 bits, those
+/// of elements below largest_size.
+void check_sizes(const CostQuery& q) {
+    const auto& [layers, d, features] = q.shape;
+    const auto check = [](const char* what, Index limit, std::initializer_list<Index> factors) {
+        if (!product_within(limit, factors))
+            user_error("{} is {}: more than {}, beyond which nothing is counted here", what,
+                       fmt::join(factors, " x "), limit);
+    };
+    check("layers x features", std::numeric_limits<std::int32_t>::max(), {layers, features});
+    check("features x d_model x layers x layers", largest_size, {features, d, layers, layers});
+    check("batch tokens x layers x d_model", largest_size, {q.batch_tokens, layers, d});
+    check("batch tokens x layers x features", largest_size, {q.batch_tokens, layers, features});
+    check("window tokens x layers x d_model", largest_size, {q.window_tokens, layers, d});
+}
+
+/// Of a checkpoint: value and two moments of every parameter, and steps since each feature fired.
+Index checkpoint_bytes_of(const CostQuery& q, const Sizes& s) {
+    Index bytes = file_overhead_bytes;
+    const auto add = [&](Index count, Index array_bytes) {
+        if (array_bytes >= file_alignment)
+            array_bytes = part_of(array_bytes, file_alignment) * file_alignment;
+        bytes += count * array_bytes;
+    };
+    const Index features = q.shape.features;
+    add(3 * s.layers, float_bytes * features * s.d);
+    for (Index layer = 0; layer < s.layers; ++layer)
+        add(3, float_bytes * features * q.shape.decoder_width(layer));
+    add(3 * (s.jumprelu ? 2 : 1) * s.layers, float_bytes * features);
+    add(3, float_bytes * s.stride);
+    add(s.layers, counter_bytes * features);
+    return bytes;
+}
 
 std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
     const auto entries = static_cast<Index>(s.entries);
@@ -77,6 +119,10 @@ std::vector<MemoryUse> memory_of(const CostQuery& q, const Sizes& s) {
             uses.push_back({"NCCL", (axes + 1) * q.communicator_bytes, "use fewer ranks", true});
         uses.push_back({"batches on the host", host_batches, tokens});
     }
+    if (q.keeps_checkpoint_copy)  // replicas share the rows of their shard
+        uses.push_back({"a checkpoint's copy",
+                        part_of(3 * weights + counter_bytes * s.rows, q.data_parts),
+                        "use more ranks"});
     uses.push_back({"data windows", window, "lower data.window_tokens"});
     uses.push_back({"program and libraries", program_bytes + (q.cuda ? cuda_host_bytes : 0),
                     "run fewer ranks on the host"});
@@ -237,8 +283,11 @@ Index StepCost::communication_bytes() const {
 StepCost step_cost(const CostQuery& query) {
     CLT_CHECK(query.batch_tokens > 0 && query.data_parts > 0 && query.feature_parts > 0 &&
               query.shape.layers > 0 && query.shape.features > 0);
+    check_sizes(query);
+    check_k(query.model, query.shape, query.batch_tokens);
     const Sizes sizes(query);
     StepCost cost;
+    cost.checkpoint_bytes = checkpoint_bytes_of(query, sizes);
     cost.parameters = query.shape.parameters();
     cost.memory = memory_of(query, sizes);
     cost.communication = communication_of(query, sizes);

@@ -42,6 +42,20 @@ CollectRule collect_rule(const ModelConfig& model) {
     return rule;
 }
 
+void check_k(const ModelConfig& model, const Shape& shape, Index batch_tokens) {
+    if (!is_ranked(activation_of(model.activation))) return;
+    const Index columns = shape.layers * shape.features;
+    if (model.k > static_cast<double>(columns))
+        user_error(
+            "[model] k = {}: expected at most {}, the {} layers times {} features of the model",
+            model.k, columns, shape.layers, shape.features);
+    if (selection_budget(model, shape, batch_tokens) == 0)
+        user_error(
+            "[model] k = {}: of a batch of {} tokens it keeps no entry at all; expected k times "
+            "data.batch_tokens of at least 1",
+            model.k, batch_tokens);
+}
+
 Index selection_budget(const ModelConfig& model, const Shape& shape, Index tokens) {
     const Index columns = shape.layers * shape.features;
     if (model.activation == "batchtopk")

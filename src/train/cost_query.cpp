@@ -28,6 +28,7 @@ CostQuery cost_query(const TrainJob& job, const DataShape& data, Index data_part
                               : std::max(window, data.largest_chunk);
     query.element_bytes = data.element_bytes;
     query.prefetch = job.data.prefetch;
+    query.keeps_checkpoint_copy = true;
     return query;
 }
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -10,6 +11,7 @@
 #include "clt/analyse/evaluate.hpp"
 #include "clt/data/writer.hpp"
 #include "clt/io/file.hpp"
+#include "clt/train/checkpoint.hpp"
 #include "clt/train/trainer.hpp"
 #include "support/scratch.hpp"
 #include "support/test_backend.hpp"
@@ -134,6 +136,38 @@ class TrainEvaluateTest : public testing::Test {
     Scratch scratch_{world_};
     std::string data_ = scratch_ / "data";
 };
+
+// Its feature would never be active, and the figures those of a model without it.
+TEST_F(TrainEvaluateTest, ACheckpointWithANumberThatIsNotFiniteIsRefused) {
+    const std::string folder = scratch_ / "run";
+    ASSERT_EQ(run(train_job(folder), world_), 0);
+    const std::string whole = folder + "/checkpoints/step_33.h5";
+    {
+        const std::unique_ptr<Backend> backend = test::make_test_backend(world_);
+        const ProcessGrid grid(world_, 1, world_.size());
+        const CheckpointInfo info = inspect_checkpoint(whole, world_);
+        Params params(*backend, info.shape, grid.feature_shard(features), info.model, 0);
+        read_checkpoint(whole, *backend, grid, params, Span<Index>(), /*moments=*/false);
+        const float bad = std::nanf("");
+        if (world_.rank() == 0)
+            backend->upload(std::span(&bad, 1), params.encoder(1).value.elements.subspan(5, 1));
+        Buffer<Index> silence(backend->memory(), params.local_rows(), Purpose::workspace);
+        backend->zero(silence.span());
+        CheckpointSnapshot snapshot;
+        snapshot.take(*backend, grid, params, silence.span(), info.model, info.state);
+        world_.together([&] {
+            if (world_.rank() == 0) fs::create_directories(scratch_ / "spoiled");
+        });
+        write_checkpoint(scratch_ / "spoiled", snapshot, grid.all());
+    }
+    const std::string spoiled = scratch_ / "spoiled/step_33.h5";
+    const std::string message =
+        message_of<UserError>([&] { judge(evaluate_job(spoiled), world_); });
+    EXPECT_NE(message.find(spoiled), std::string::npos) << message;
+    EXPECT_NE(message.find("not finite"), std::string::npos) << message;
+    EXPECT_NE(message.find("layer 1"), std::string::npos) << message;
+    EXPECT_TRUE(std::isfinite(judge(evaluate_job(whole), world_).nmse));
+}
 
 TEST_F(TrainEvaluateTest, ResumesInTheMiddleOfAnEpoch) {
     const std::string straight = scratch_ / "straight";

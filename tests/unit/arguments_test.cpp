@@ -54,7 +54,7 @@ TEST(Arguments, ATypoIsOneSentence) {
         EXPECT_EQ(message([&] {
                       parse({"j", "--ranks", bad}).positive_integer("ranks");
                   }),
-                  std::string("--ranks ") + bad + ": expected an integer above 0");
+                  std::string("--ranks ") + bad + ": expected an integer from 1 to 1000000000");
     for (const char* bad : {"0", "-1", "nan", "inf", "1,5"})
         EXPECT_EQ(message([&] {
                       parse({"j", "--gbps", bad}).positive_number("gbps");

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
 
 #include "clt/base/error.hpp"
 #include "clt/memory/available.hpp"
@@ -176,7 +177,7 @@ TEST(CollectRule, OnlyWhatIsRankedHasScores) {
 
 TEST(Cost, RefusesWhatDoesNotFit) {
     StepCost cost;
-    cost.memory = {{"parameters", 3'000'000'000, "lower a"},
+    cost.memory = {{"parameters", 3'000'000'000, "lower a or d"},
                    {"workspace", 1'000'000, "lower b"},
                    {"optimiser moments", 6'000'000'000, "lower a"},
                    {"batches", 1'000'000'000, "lower c"}};
@@ -187,8 +188,8 @@ TEST(Cost, RefusesWhatDoesNotFit) {
     } catch (const UserError& e) {
         EXPECT_STREQ(e.what(),
                      "a rank needs 10 GB of memory (optimiser moments 6 GB, parameters 3 GB, "
-                     "batches 1 GB), but the host has 8 GB for each of its 2 ranks; lower a, or "
-                     "lower c");
+                     "batches 1 GB), but the host has 8 GB for each of its 2 ranks; lower a or d, "
+                     "or lower c");
     }
     cost.memory[0].smaller = "lower a or d";  // says the other "lower a" too
     try {
@@ -206,7 +207,7 @@ TEST(Cost, RefusesWhatDoesNotFit) {
     } catch (const UserError& e) {
         EXPECT_STREQ(e.what(),
                      "a rank needs 3 GB of memory (parameters 3 GB), but the GPU has 2 GB for each "
-                     "of its 1 rank; lower a");
+                     "of its 1 rank; lower a or d");
     }
 }
 
@@ -223,6 +224,62 @@ TEST(Cost, QueryOfAJob) {
     job.data.window_tokens = 9'000;
     EXPECT_EQ(cost_query(job, data, 1, 2).window_tokens, 4'000);
     EXPECT_EQ(cost_query(job, data, 1, 2).element_bytes, 2);
+}
+
+TEST(Cost, SizesThatDoNotFitAreRefusedInWords) {
+    const auto refusal = [](auto change) {
+        CostQuery query = small();
+        change(query);
+        try {
+            step_cost(query);
+        } catch (const UserError& e) {
+            return std::string(e.what());
+        }
+        return std::string("nothing thrown");
+    };
+    constexpr Index huge = std::numeric_limits<Index>::max();
+    EXPECT_EQ(refusal([](CostQuery& q) { q.shape.layers = huge; }),
+              "layers x features is 9223372036854775807 x 8: more than 2147483647, beyond which "
+              "nothing is counted here");
+    EXPECT_EQ(refusal([](CostQuery& q) {
+                  q.shape.d_model = huge;
+              }).find("features x d_model x layers x layers is 8 x 9223372036854775807 x 2 x 2"),
+              0U);
+    EXPECT_EQ(refusal([](CostQuery& q) { q.batch_tokens = huge; }).find("batch tokens x layers"),
+              0U);
+    EXPECT_EQ(refusal([](CostQuery& q) { q.window_tokens = huge; }).find("window tokens"), 0U);
+    for (const double k : {17.0, 1e17, 1e300})
+        EXPECT_NE(refusal([=](CostQuery& q) {
+                      q.model.k = k;
+                  }).find("expected at most 16, the 2 layers times 8 features"),
+                  std::string::npos)
+            << k;
+    EXPECT_NE(refusal([](CostQuery& q) { q.model.k = 0.06; }).find("keeps no entry at all"),
+              std::string::npos);
+    EXPECT_EQ(refusal([](CostQuery& q) { q.model.k = 0.0625; }), "nothing thrown");
+    EXPECT_EQ(refusal([](CostQuery& q) {
+                  q.model.activation = "relu";
+                  q.model.k = 0;
+              }),
+              "nothing thrown");
+}
+
+TEST(Cost, ProductsThatDoNotFitAreAbsent) {
+    constexpr Index huge = std::numeric_limits<Index>::max();
+    EXPECT_EQ(product_within(100, {4, 5, 5}), 100);
+    EXPECT_EQ(product_within(99, {4, 5, 5}), std::nullopt);
+    EXPECT_EQ(product_within(huge, {huge, huge}), std::nullopt);
+    EXPECT_EQ(product_within(huge, {0, huge}), 0);
+    EXPECT_EQ(product_within(huge, {huge, 1}), huge);
+}
+
+// The copy that a checkpoint is written from: replicas share it.
+TEST(Cost, ACheckpointsCopyIsAPurposeOfItsOwn) {
+    CostQuery query = small();
+    query.keeps_checkpoint_copy = true;
+    EXPECT_EQ(bytes_of(step_cost(query), "a checkpoint's copy"), 12 * 184 + 8 * 2 * 8);
+    query.data_parts = 2;
+    EXPECT_EQ(bytes_of(step_cost(query), "a checkpoint's copy"), (12 * 184 + 8 * 2 * 8) / 2);
 }
 
 /// A /proc and /sys of our own.

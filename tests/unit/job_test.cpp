@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "app/did_you_mean.hpp"
@@ -360,6 +361,45 @@ TEST(Job, RolesOfATrainJob) {
     }
 }
 
+// What a kernel would take for 0 or infinity in float32, and counts whose products do not fit.
+TEST(Job, NumbersOfATrainJobHaveBounds) {
+    const std::string text =
+        "[job]\nkind = \"train\"\noutput = \"o\"\n[data]\npath = \"d\"\n[model]\nfeatures = 8\n"
+        "k = 4\n[schedule]\nsteps = 10\n";
+    const auto with = [&](const std::string& override_) {
+        return problems([&] { read_job<TrainJob>({"t.toml", text, {override_}}, "train"); });
+    };
+    for (const char* key : {"optimizer.learning_rate", "optimizer.epsilon", "model.bandwidth",
+                            "model.threshold", "loss.sparsity_scale", "schedule.start_factor"})
+        for (const char* value : {"1e-46", "1e300", "0", "-0.0", "nan"})
+            EXPECT_EQ(with(fmt::format("{}={}", key, value)).find("--set: " + std::string(key)), 0U)
+                << key << value;
+    for (const char* key : {"optimizer.weight_decay", "optimizer.gradient_clip", "loss.sparsity",
+                            "loss.preactivation", "schedule.end_factor", "schedule.minimum"})
+        EXPECT_NE(with(fmt::format("{}=1e300", key)).find("expected a number from 0 to 1e+37"),
+                  std::string::npos)
+            << key;
+    EXPECT_EQ(with("optimizer.gradient_clip=1e-300"),
+              "t.toml: optimizer.gradient_clip: 1e-300 is 0 in float32, so nothing would be "
+              "learned; 0 means no clipping");
+    EXPECT_EQ(with("optimizer.weight_decay=2000"),
+              "t.toml: optimizer.weight_decay: a step takes learning_rate * weight_decay of a "
+              "weight, which is 2 and would be more than all of it");
+    EXPECT_EQ(with("schedule.warmup_steps=11"),
+              "t.toml: schedule.warmup_steps: 11 steps of warm-up are more than the 10 that the "
+              "schedule has");
+    for (const char* key :
+         {"model.features", "data.batch_tokens", "schedule.steps", "data.window_tokens",
+          "grid.data", "grid.feature", "schedule.warmup_steps", "data.prefetch"})
+        EXPECT_EQ(with(fmt::format("{}=9223372036854775807", key))
+                      .find(fmt::format("--set: {} = 9223372036854775807: expected an integer from",
+                                        key)),
+                  0U)
+            << key;
+    const TrainJob job =
+        read_job<TrainJob>({"t.toml", text, {"optimizer.weight_decay=-0.0"}}, "train");
+    EXPECT_FALSE(std::signbit(job.optimizer.weight_decay));
+}
 TEST(Job, TrainJobNeedsKForTopK) {
     const std::string text =
         "[job]\nkind = \"train\"\noutput = \"o\"\n[data]\npath = \"d\"\n[model]\nfeatures = 8\n"

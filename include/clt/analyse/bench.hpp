@@ -24,13 +24,13 @@ struct BenchOptions {
 
     template <class V>
     void fields(V& v) {
-        v("layers", layers, rule::positive(), "Layers of the model (L)");
-        v("d_model", d_model, rule::positive(), "Width of a layer's activations (d)");
-        v("features", features, rule::positive(), "Features a layer (F)");
+        v("layers", layers, rule::count(), "Layers of the model (L)");
+        v("d_model", d_model, rule::count(), "Width of a layer's activations (d)");
+        v("features", features, rule::count(), "Features a layer (F)");
         v("k", k, rule::positive(), "batchtopk and topk: active features a token over all layers");
-        v("batch", batch, rule::positive(), "Tokens of a step over all replicas (B)");
-        v("steps", steps, rule::positive(), "Timed steps");
-        v("warmup", warmup, rule::at_least(0), "Steps before the clock starts");
+        v("batch", batch, rule::count(), "Tokens of a step over all replicas (B)");
+        v("steps", steps, rule::count(), "Timed steps");
+        v("warmup", warmup, rule::count(0), "Steps before the clock starts");
         v("activation", activation, rule::one_of({"batchtopk", "topk", "jumprelu", "relu"}),
           "Activation function");
     }

@@ -72,6 +72,17 @@ inline FieldRule between(double min, double max) {
     r.max = max;
     return r;
 }
+/// A number that kernels take as float32, in which a smaller one is 0 and a larger one infinite.
+inline FieldRule float32() {
+    return between(1e-37, 1e37);
+}
+inline FieldRule float32_or_zero() {
+    return between(0, 1e37);
+}
+/// A count that is multiplied by others: no real one is larger, and products still fit in 64 bits.
+inline FieldRule count(double min = 1) {
+    return between(min, 1e9);
+}
 inline FieldRule one_of(std::vector<std::string> choices) {
     FieldRule r;
     r.choices = std::move(choices);

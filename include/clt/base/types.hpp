@@ -2,10 +2,27 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 
 namespace clt {
 
 using Index = std::int64_t;
+
+/// Products of sizes stay below this (2^53): exact in a double, and hundreds of bytes for each
+/// still fit in 64 bits.
+inline constexpr Index largest_size = Index{1} << 53;
+
+/// The product of factors >= 0; absent when it is over `limit`.
+constexpr std::optional<Index> product_within(Index limit, std::initializer_list<Index> factors) {
+    Index product = 1;
+    for (const Index factor : factors) {
+        if (factor == 0) return 0;
+        if (product > limit / factor) return std::nullopt;
+        product *= factor;
+    }
+    return product;
+}
 
 /// A half-open range [begin, end) of features, tokens or rows.
 struct Shard {

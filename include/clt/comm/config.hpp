@@ -36,9 +36,9 @@ struct GridConfig {
 
     template <class V>
     void fields(V& v) {
-        v("data", data, rule::at_least(1) | rule::execution(),
+        v("data", data, rule::between(1, 1e6) | rule::execution(),
           "Data replicas; each encodes its own part of a batch");
-        v("feature", feature, rule::at_least(0) | rule::execution(),
+        v("feature", feature, rule::between(0, 1e6) | rule::execution(),
           "Feature shards; 0: the number of ranks / data");
     }
 };

@@ -24,13 +24,13 @@ struct DataConfig {
         v("path", path, rule::required() | rule::path() | rule::execution(),
           "Activation data set: the folder with index.bin; a run that goes on knows it by its "
           "content, wherever it lies");
-        v("batch_tokens", batch_tokens, rule::positive(), "Tokens of a step over all replicas (B)");
+        v("batch_tokens", batch_tokens, rule::count(), "Tokens of a step over all replicas (B)");
         v("normalization", normalization, rule::one_of({"none", "mean_std", "sqrt_d_model"}),
           "How inputs and targets are scaled; mean_std needs norm_stats.json");
         v("sampling", sampling, rule::one_of({"sequential", "random_chunk"}),
           "Chunks one after the other in random order, or a random chunk for every batch; rows are "
           "always shuffled");
-        v("window_tokens", window_tokens, rule::at_least(0),
+        v("window_tokens", window_tokens, rule::between(0, 1e12),
           "Chunks larger than this are shuffled in pieces of this many rows, which bounds memory; "
           "0: whole chunks");
         v("holdout_fraction", holdout_fraction, rule::between(0, 0.9),

@@ -19,7 +19,7 @@ struct ModelConfig {
 
     template <class V>
     void fields(V& v) {
-        v("features", features, rule::required() | rule::positive(), "Features a layer (F)");
+        v("features", features, rule::required() | rule::count(), "Features a layer (F)");
         v("activation", activation, rule::one_of({"batchtopk", "topk", "jumprelu", "relu"}),
           "Activation function");
         v("k", k, rule::at_least(0),
@@ -31,11 +31,15 @@ struct ModelConfig {
           "Python reference)");
         v("keep_negative", keep_negative, rule::any(),
           "batchtopk and topk may keep negative pre-activations (the Python reference does)");
-        v("threshold", threshold, rule::positive(), "jumprelu: initial threshold of every feature");
-        v("bandwidth", bandwidth, rule::positive(),
+        v("threshold", threshold, rule::float32(), "jumprelu: initial threshold of every feature");
+        v("bandwidth", bandwidth, rule::float32(),
           "jumprelu: width of the threshold gradient's window");
     }
 };
+
+struct Shape;
+/// Throws UserError when k keeps nothing of a batch of this size or asks for more than there is.
+void check_k(const ModelConfig& model, const Shape& shape, Index batch_tokens);
 
 struct LossConfig {
     double sparsity = 0.0;
@@ -47,9 +51,9 @@ struct LossConfig {
 
     template <class V>
     void fields(V& v) {
-        v("sparsity", sparsity, rule::at_least(0),
+        v("sparsity", sparsity, rule::float32_or_zero(),
           "Final weight (lambda) of the tanh sparsity penalty; 0: none");
-        v("sparsity_scale", sparsity_scale, rule::positive(),
+        v("sparsity_scale", sparsity_scale, rule::float32(),
           "c in tanh(c * |decoder row| * activation)");
         v("sparsity_reduction", sparsity_reduction, rule::one_of({"mean", "sum"}),
           "Penalty averaged over the batch's tokens, or summed (the Python reference)");
@@ -57,7 +61,7 @@ struct LossConfig {
           "Lambda grows from 0 over all steps, or over those after the delay");
         v("sparsity_delay", sparsity_delay, rule::between(0, 1),
           "delayed_linear: fraction of steps with lambda 0");
-        v("preactivation", preactivation, rule::at_least(0),
+        v("preactivation", preactivation, rule::float32_or_zero(),
           "Weight of the mean of relu(-preactivation); 0: none");
     }
 };

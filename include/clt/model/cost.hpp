@@ -32,6 +32,7 @@ struct CostQuery {
     Index window_tokens = 0;
     Index element_bytes = 4;
     Index prefetch = 0;
+    bool keeps_checkpoint_copy = false;  // a checkpoint is written from a copy in host memory
 };
 
 /// Rates of a host, or of one of its GPUs, shared by the ranks on it. Defaults: the development
@@ -86,7 +87,8 @@ struct KernelCost {
 /// Of the rank with the most features and tokens. relu and jumprelu: the time of the dense path,
 /// on which a young model runs, and the memory of whichever path needs more.
 struct StepCost {
-    Index parameters = 0;  // over all ranks
+    Index parameters = 0;        // over all ranks
+    Index checkpoint_bytes = 0;  // of the file
     std::vector<MemoryUse> memory;
     std::vector<Traffic> communication;
     std::vector<StageFloor> stages;
@@ -95,6 +97,7 @@ struct StepCost {
     Index memory_bytes(bool on_device = false) const;
     Index communication_bytes() const;
 };
+/// Throws UserError when sizes or k are beyond what a step can count.
 StepCost step_cost(const CostQuery& query);
 
 /// Sets what depends on the backend: cuda, rounded, communicator_bytes and tile. The rest must be

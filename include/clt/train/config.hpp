@@ -28,13 +28,13 @@ struct OptimizerConfig {
     void fields(V& v) {
         v("kind", kind, rule::one_of({"adamw", "adam"}),
           "adamw decays weights apart from the gradient; adam never does");
-        v("learning_rate", learning_rate, rule::positive(), "Base learning rate");
+        v("learning_rate", learning_rate, rule::float32(), "Base learning rate");
         v("beta1", beta1, rule::between(0, 0.999999), "Decay of the first moment");
         v("beta2", beta2, rule::between(0, 0.999999999), "Decay of the second moment");
-        v("epsilon", epsilon, rule::positive(), "Added to the root of the second moment");
-        v("weight_decay", weight_decay, rule::at_least(0),
+        v("epsilon", epsilon, rule::float32(), "Added to the root of the second moment");
+        v("weight_decay", weight_decay, rule::float32_or_zero(),
           "adamw: decay of encoder and decoder weights");
-        v("gradient_clip", gradient_clip, rule::at_least(0),
+        v("gradient_clip", gradient_clip, rule::float32_or_zero(),
           "Largest global L2 norm of the gradient; 0: no clipping");
         v("reference_biases", reference_biases, rule::any(),
           "As the Python reference: a decoder bias a (source, target) pair, so a target's summed "
@@ -58,18 +58,18 @@ struct ScheduleConfig {
 
     template <class V>
     void fields(V& v) {
-        v("steps", steps, rule::required() | rule::positive() | rule::free(),
+        v("steps", steps, rule::required() | rule::count() | rule::free(),
           "Training steps; a run that goes on may have more");
         v("kind", kind, rule::one_of({"linear", "cosine", "linear_final", "constant"}),
           "Shape of the learning rate");
-        v("start_factor", start_factor, rule::positive(), "linear: factor at the first step");
-        v("end_factor", end_factor, rule::at_least(0), "linear: factor after the last step");
-        v("minimum", minimum, rule::at_least(0), "cosine: learning rate after the last step");
+        v("start_factor", start_factor, rule::float32(), "linear: factor at the first step");
+        v("end_factor", end_factor, rule::float32_or_zero(), "linear: factor after the last step");
+        v("minimum", minimum, rule::float32_or_zero(), "cosine: learning rate after the last step");
         v("decay_start", decay_start, rule::between(0, 1),
           "linear_final: fraction of steps before the fall to 0");
-        v("warmup_steps", warmup_steps, rule::at_least(0),
+        v("warmup_steps", warmup_steps, rule::count(0),
           "Steps of linear warm-up, multiplied onto the shape");
-        v("horizon", horizon, rule::at_least(0) | rule::free(),
+        v("horizon", horizon, rule::count(0) | rule::free(),
           "Steps that the shapes of learning rate and sparsity are made for, which then do not "
           "depend on the number of steps; later steps hold their end value; 0: steps");
     }
@@ -176,6 +176,21 @@ struct TrainJob {
         if (per_token && model.k > 1 && model.k != std::floor(model.k))
             report("model.k",
                    fmt::format("topk needs a whole number or a fraction below 1, not {}", model.k));
+        if (schedule.warmup_steps > schedule.total())
+            report("schedule.warmup_steps",
+                   fmt::format("{} steps of warm-up are more than the {} that the schedule has",
+                               schedule.warmup_steps, schedule.total()));
+        const double decay = optimizer.learning_rate * optimizer.weight_decay;
+        if (optimizer.kind == "adamw" && decay > 1)
+            report("optimizer.weight_decay",
+                   fmt::format("a step takes learning_rate * weight_decay of a weight, which is {} "
+                               "and would be more than all of it",
+                               decay));
+        if (optimizer.gradient_clip > 0 && optimizer.gradient_clip < 1e-37)
+            report("optimizer.gradient_clip",
+                   fmt::format("{} is 0 in float32, so nothing would be learned; 0 means no "
+                               "clipping",
+                               optimizer.gradient_clip));
         if (data.holdout_fraction > 0 && !data.evaluation_path.empty())
             report("data.evaluation_path",
                    "stands in place of data.holdout_fraction; give only one of them");

@@ -4,6 +4,7 @@
 
 #include "app/command.hpp"
 #include "app/job_file.hpp"
+#include "clt/base/error.hpp"
 #include "clt/base/log.hpp"
 
 namespace clt {
@@ -22,10 +23,16 @@ int run(const Arguments& arguments, const Communicator& world, Workers& /*worker
     take("d-model", options.d_model);
     options.gflops = arguments.positive_number("gflops").value_or(0);
     options.gbytes_per_s = arguments.positive_number("gbps").value_or(0);
-    if (const auto gigabytes = arguments.positive_number("gpu-gb"))
-        options.device_bytes = static_cast<Index>(*gigabytes * 1e9);
-    if (const auto gigabytes = arguments.positive_number("host-gb"))
-        options.host_bytes = static_cast<Index>(*gigabytes * 1e9);
+    const auto take_bytes = [&](const char* option, Index& target) {
+        constexpr double most = 1e9;  // an exabyte
+        const auto gigabytes = arguments.positive_number(option);
+        if (!gigabytes) return;
+        if (*gigabytes > most)
+            user_error("--{} {}: expected at most {:g} GB", option, *gigabytes, most);
+        target = static_cast<Index>(*gigabytes * 1e9);
+    };
+    take_bytes("gpu-gb", options.device_bytes);
+    take_bytes("host-gb", options.host_bytes);
     if (options.ranks == 0 && world.size() > 1) options.ranks = world.size();
 
     const Plan plan = make_plan(job, options, world);
