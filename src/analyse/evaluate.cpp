@@ -40,7 +40,7 @@ Normalization normalization_of(const EvaluateJob& job, const CheckpointHeader& c
         return trained.normalization;
     const std::string& path = data_path(job);
     const ActivationDataset dataset(path, all);
-    if (all.rank() == 0 && dataset.fingerprint() != trained.fingerprint)
+    if (all.rank() == 0 && dataset.format_1_fingerprint() != trained.fingerprint)
         log_warning(
             "{}: a checkpoint of format 1, without the statistics that it was trained with; those "
             "of {} are used, which is another data set: the figures are not those of the model as "

@@ -311,7 +311,7 @@ bool ActivationDataset::must_verify(std::size_t chunk) const {
                               (verify_ == VerifyData::first_use && !verified_[chunk]));
 }
 
-std::string ActivationDataset::fingerprint() const {
+std::string ActivationDataset::format_1_fingerprint() const {
     std::string text = metadata_;
     for (const ChunkInfo& chunk : chunks_) text += fmt::format(" {}:{}", chunk.id, chunk.rows);
     return fingerprint_of(text);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/stopwatch.hpp"
 #include "clt/io/json.hpp"
 #include "data/batch_maker.hpp"
@@ -205,7 +206,7 @@ void DatasetSource::seek(const std::string& cursor) {
     const std::string data = saved.text("data");
     const std::string settings = saved.text("settings");
     const std::string& path = shared_->dataset->path();
-    if (data != shared_->dataset->fingerprint())
+    if (data != shared_->dataset->fingerprint() && data != shared_->dataset->format_1_fingerprint())
         user_error("{}: is another data set than the run to continue was trained on", path);
     if (seed != shared_->plan.seed)
         user_error("{}: the run to continue drew its batches with job.seed = {}, this job says {}",

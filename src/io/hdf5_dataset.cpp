@@ -7,7 +7,7 @@
 #include "clt/base/checksum.hpp"
 #include "clt/base/error.hpp"
 #include "clt/base/progress.hpp"
-#include "io/descriptor.hpp"
+#include "clt/io/descriptor.hpp"
 #include "io/hdf5_call.hpp"
 #include "io/hdf5_storage.hpp"
 

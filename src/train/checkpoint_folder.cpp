@@ -42,7 +42,7 @@ StoredHeader load_named(const Found& file) {
     return stored;
 }
 
-void remove_file(const std::string& path) {
+void remove_or_warn(const std::string& path) {
     std::error_code code;
     fs::remove(path, code);
     if (code) log_warning("{}: cannot be removed: {}", path, code.message());
@@ -142,14 +142,12 @@ void CheckpointKeeper::prune(Index keep, Index best_step) {
         } catch (const UserError&) {
             continue;  // damaged, foreign, renamed: somebody may want to look at it
         }
-        remove_file(file.path);
+        remove_or_warn(file.path);
         std::erase_if(verified_, [&](const auto& mine) { return mine.step == file.step; });
     }
-    for (const auto& entry : fs::directory_iterator(folder_)) {
-        const std::string name = entry.path().filename().string();
+    for (const std::string& name : names_in(folder_))
         if (name.ends_with(".tmp") && CheckpointName::parse(name.substr(0, name.size() - 4)))
-            remove_file(entry.path().string());
-    }
+            remove_or_warn((fs::path(folder_) / name).string());
 }
 
 }  // namespace clt

@@ -24,10 +24,6 @@ void check_evaluation(const TrainJob& job, const RunSources& sources) {
     if (sources.evaluation != nullptr) return;
     if (!job.data.evaluation_path.empty())
         user_error("[data] evaluation_path = {}: has no tokens", job.data.evaluation_path);
-    if (job.data.holdout_fraction > 0)
-        user_error(
-            "[data] holdout_fraction = {}: holds out no row of any chunk of {}; expected 0 or more",
-            job.data.holdout_fraction, job.data.path);
 }
 
 }  // namespace

@@ -61,8 +61,6 @@ class ActivationDataset {
     const std::vector<Index>& layer_ids() const { return layout_.layer_ids; }
     const std::vector<ChunkInfo>& chunks() const { return chunks_; }
     const std::string& metadata() const { return metadata_; }  // JSON text
-    /// FNV-1a of metadata.json and the chunk sizes: tells data sets apart, wherever they lie.
-    std::string fingerprint() const;
     /// By position of the layer in numeric order; empty when norm_stats.json is missing or lacks a
     /// layer.
     const std::vector<LayerStats>& stats() const { return stats_; }
@@ -72,6 +70,8 @@ class ActivationDataset {
     /// or other words of metadata.json. When an array has no checksum (another program wrote it)
     /// "sampled-" stands in front: then of the ends of what is stored, see look_at_chunk.
     const std::string& fingerprint() const { return fingerprint_; }
+    /// By which checkpoints of format 1 know a set: of metadata.json's text and the chunks' rows.
+    std::string format_1_fingerprint() const;
     /// Every array has a checksum.
     bool has_checksums() const { return has_checksums_; }
     /// [layer, inputs | targets] of a chunk; for a set with checksums.
