@@ -120,7 +120,9 @@ class ConvertedStream final : public ByteStream {
     ~ConvertedStream() override {
         if (converter_ != no_converter()) iconv_close(converter_);
     }
-    static iconv_t no_converter() { return reinterpret_cast<iconv_t>(-1); }
+    static iconv_t no_converter() {
+        return reinterpret_cast<iconv_t>(-1);  // NOLINT(performance-no-int-to-ptr): iconv(3)'s own
+    }
 
     Index read(char* out, Index n) override {
         while (true) {
