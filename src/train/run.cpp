@@ -14,8 +14,8 @@
 #include "clt/io/file.hpp"
 #include "clt/train/metrics.hpp"
 #include "clt/train/optimizer.hpp"
-#include "clt/train/run_state.hpp"
 #include "train/checkpoint_saver.hpp"
+#include "train/run_state.hpp"
 #include "train/schedule.hpp"
 
 namespace clt {

@@ -1,4 +1,4 @@
-#include "clt/train/run_state.hpp"
+#include "train/run_state.hpp"
 
 #include <nlohmann/json.hpp>
 
@@ -13,16 +13,12 @@ std::string to_json(const ForkOrigin& fork) {
 }
 
 std::string to_json(const RunState& state) {
-    nlohmann::ordered_json json{{"tokens", state.tokens},
-                                {"train_s", state.train_s},
-                                {"seconds", state.seconds},
-                                {"metrics_bytes", state.metrics_bytes},
-                                {"record", state.record},
-                                {"skipped_in_a_row", state.skipped_in_a_row},
-                                {"rollbacks", state.rollbacks},
-                                {"best_step", state.best_step},
-                                {"best_nmse", state.best_nmse},
-                                {"updates_before", state.updates_before}};
+    nlohmann::ordered_json json{
+        {"tokens", state.tokens},       {"train_s", state.train_s},
+        {"seconds", state.seconds},     {"metrics_bytes", state.metrics_bytes},
+        {"record", state.record},       {"skipped_in_a_row", state.skipped_in_a_row},
+        {"rollbacks", state.rollbacks}, {"best_step", state.best_step},
+        {"best_nmse", state.best_nmse}, {"updates_before", state.updates_before}};
     if (state.fork) json["fork"] = nlohmann::ordered_json::parse(to_json(*state.fork));
     return json.dump();
 }

@@ -1,7 +1,7 @@
 // The text attributes of a checkpoint of format 2, and the trainer's state in it, as three parts.
-#include "clt/train/run_state.hpp"
 #include "fuzz.hpp"
 #include "train/checkpoint_format.hpp"
+#include "train/run_state.hpp"
 
 CLT_FUZZ_TARGET(bytes) {
     clt::StoredHeader stored;

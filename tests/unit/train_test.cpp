@@ -7,7 +7,7 @@
 
 #include "clt/train/metrics.hpp"
 #include "clt/train/optimizer.hpp"
-#include "clt/train/run_state.hpp"
+#include "train/run_state.hpp"
 #include "train/schedule.hpp"
 
 namespace clt {
