@@ -161,7 +161,9 @@ void Run::go_on_from(const CheckpointHeader& checkpoint) {
     state_.threshold = saved.threshold;
     sources_.training->seek(saved.cursor);
     // It may have been superseded by a better one before the run went back behind that.
-    if (!all_.broadcast(fs::exists(folder_.checkpoints + "/" + best()))) state_.best_step = 0;
+    bool there = false;
+    all_.together([&] { there = path_exists(folder_.checkpoints + "/" + best()); });
+    if (!all_.broadcast(there)) state_.best_step = 0;
 }
 
 int Run::execute() {

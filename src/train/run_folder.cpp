@@ -153,12 +153,12 @@ void set_aside_superseded(const RunFolder& folder) {
     if (newer.empty() && (resumed || !has_logged(folder))) return;
     std::string aside;
     std::error_code code;
-    for (Index k = 1; aside.empty() || fs::exists(aside); ++k)
+    for (Index k = 1; aside.empty() || path_exists(aside); ++k)
         aside = fmt::format("{}/superseded-{}", folder.checkpoints, k);
     fs::create_directory(aside, code);
     if (code) user_error("{}: cannot be made: {}", aside, code.message());
     if (has_logged(folder)) write_file(aside + "/metrics.jsonl", read_file(folder.metrics_file()));
-    if (fs::exists(folder.results_file())) rename_into(folder.results_file(), aside);
+    if (path_exists(folder.results_file())) rename_into(folder.results_file(), aside);
     for (const Index step : newer)
         rename_into(folder.checkpoints + "/" + CheckpointName{step}.text(), aside);
     log_info("what {} had beyond step {} is now in {}{}{}", folder.path, std::max<Index>(done, 0),

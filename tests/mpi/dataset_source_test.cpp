@@ -72,7 +72,7 @@ Normalization own_normalization(const DataConfig& data, const ProcessGrid& grid,
 std::unique_ptr<BatchSource> training_source(const DataConfig& data, std::uint64_t seed,
                                              const ProcessGrid& grid, Backend& on,
                                              Workers& threads) {
-    return training_source(data, own_normalization(data, grid, threads), seed, grid, on,
+    return make_training_source(data, own_normalization(data, grid, threads), seed, grid, on,
                                 threads);
 }
 std::unique_ptr<BatchSource> evaluation_source(const DataConfig& data, Index max_tokens, bool whole,
