@@ -14,50 +14,45 @@ namespace fs = std::filesystem;
 
 constexpr const char* temporary_suffix = ".tmp";
 
-// A number that is not finite makes a checkpoint worthless, and pruning would then remove a good
-// one: found here, where every number passes by anyway.
-void refuse_not_finite(const std::string& path, const CheckpointSnapshot& snapshot,
-                       std::vector<Index> places, const Communicator& all) {
-    for (Index& place : places) place = -place;
+// Checksums of all blocks of all arrays, in the file's order. A number that is not finite makes a
+// checkpoint worthless, and pruning would then remove a good one: it is found in the same pass, and
+// refused before there is a file.
+std::vector<std::uint64_t> block_sums(const std::string& path, const CheckpointSnapshot& snapshot,
+                                      const Communicator& all) {
+    std::vector<std::uint64_t> sums;
+    std::vector<Index> places;  // of the first that is not finite, negative: the max is the first
+    for (const SnapshotArray& array : snapshot.arrays()) {
+        const std::byte* data = snapshot.data(array);
+        const Index block_rows = block_rows_of(array);
+        const std::size_t first = sums.size();
+        sums.resize(first + static_cast<std::size_t>(blocks_of(array, block_rows)), 0);
+        add_block_sums(array, block_rows, array.own, data, std::span(sums).subspan(first));
+        places.push_back(-first_not_finite(array, array.own, data));
+    }
+    all.all_reduce_sum(std::span(sums));
     all.all_reduce_max(std::span(places));
     for (std::size_t i = 0; i < places.size(); ++i)
         if (-places[i] != all_finite)
             user_error("{}: not saved: {}; older checkpoints stay", path,
                        not_finite_text(snapshot.arrays()[i], -places[i]));
+    return sums;
 }
 
-void write_arrays(H5File& file, const std::string& path, const CheckpointSnapshot& snapshot,
-                  const Communicator& all, CheckpointTexts& texts) {
+void write_arrays(H5File& file, const CheckpointSnapshot& snapshot, const Communicator& all,
+                  const std::vector<std::uint64_t>& sums) {
     // All arrays are made before the first is written: each sets its disk space aside, so a disk
     // without room for the whole checkpoint is refused at once.
+    const auto blocks = static_cast<Index>(sums.size());
     std::vector<H5Dataset> datasets;
-    Index blocks = 0;
-    for (const SnapshotArray& array : snapshot.arrays()) {
+    for (const SnapshotArray& array : snapshot.arrays())
         datasets.push_back(file.create_dataset(array.name, array.type, array.rows, array.width));
-        blocks += blocks_of(array, block_rows_of(array));
-    }
     datasets.push_back(file.create_dataset(block_checksums_name, H5Type::uint64, blocks, 1));
-
-    std::vector<std::uint64_t> sums(static_cast<std::size_t>(blocks), 0);
-    std::vector<Index> not_finite;
-    Index first = 0;
-    for (const SnapshotArray& array : snapshot.arrays()) {
-        const std::byte* data = snapshot.data(array);
-        const Index block_rows = block_rows_of(array);
-        const Index count = blocks_of(array, block_rows);
-        datasets[not_finite.size()].write(array.own, data);
+    for (std::size_t i = 0; i < snapshot.arrays().size(); ++i) {
+        const SnapshotArray& array = snapshot.arrays()[i];
+        datasets[i].write(array.own, snapshot.data(array));
         if (all.rank() == 0) begin_sync(file.path());
-        add_block_sums(array, block_rows, array.own, data,
-                       std::span(sums).subspan(static_cast<std::size_t>(first),
-                                               static_cast<std::size_t>(count)));
-        not_finite.push_back(first_not_finite(array, array.own, data));
-        first += count;
     }
-    refuse_not_finite(path, snapshot, not_finite, all);
-    all.all_reduce_sum(std::span(sums));
     datasets.back().write({0, all.rank() == 0 ? blocks : 0}, sums.data());
-    seal(texts, sums);
-    write_texts(file, texts);
 }
 
 // What was written is what is there: MPI-IO has been seen to lose writes without a word.
@@ -91,9 +86,12 @@ VerifiedCheckpoint write_checkpoint(const std::string& folder, const CheckpointS
     // HDF5 wants the same attributes of every rank.
     CheckpointTexts texts = broadcast(make_texts(snapshot), all);
     require_disk_space(folder, snapshot.file_bytes(), all);
+    const std::vector<std::uint64_t> sums = block_sums(path, snapshot, all);
+    seal(texts, sums);
     try {
         H5File file = H5File::create(temporary, &all);
-        write_arrays(file, path, snapshot, all, texts);
+        write_arrays(file, snapshot, all, sums);
+        write_texts(file, texts);
         file.close();
         if (all.rank() == 0) begin_sync(temporary);  // the disk works while we read
         const CheckpointHeader header = read_back(temporary, all);

@@ -120,14 +120,14 @@ Normalization statistics() {
     return normalization;
 }
 
-CheckpointState state_at(Index step) {
+CheckpointState state_at(Index step, const Normalization& normalization = statistics()) {
     CheckpointState state;
     state.step = step;
     state.tokens = 1000 * step;
     state.cursor = "{\"epoch\":1}";
     state.job = "[job]\nkind = \"train\"\n# θ\n";
     state.extra = "{\"best\":0.5}";
-    state.data = {"0123456789abcdef", "gpt2", "mlp_input", "mlp_output", {0, 2, 5}, statistics()};
+    state.data = {"0123456789abcdef", "gpt2", "mlp_input", "mlp_output", {0, 2, 5}, normalization};
     state.threshold = {0.75, 0.5};
     return state;
 }
@@ -138,10 +138,11 @@ void load(const std::string& path, const ProcessGrid& grid, Model& model, bool m
 }
 
 void save(const std::string& folder, const ProcessGrid& grid, Model& model,
-          const ModelConfig& config, Index step) {
+          const ModelConfig& config, Index step,
+          const Normalization& normalization = statistics()) {
     CheckpointSnapshot snapshot;
     snapshot.take(*model.backend, grid, model.params, std::as_const(model.silence).span(), config,
-                  state_at(step));
+                  state_at(step, normalization));
     write_checkpoint(folder, snapshot, grid.all());
 }
 
@@ -288,7 +289,7 @@ TEST(Checkpoint, FewerFeaturesThanShards) {
     const ProcessGrid grid(world, 1, world.size());
     Model model(grid, tiny, config, 5);
     const auto content = model.content();
-    save(scratch.path(), grid, model, config, 0);
+    save(scratch.path(), grid, model, config, 0, {"none", tiny.layers, tiny.d_model, {}});
     Model again(grid, tiny, config, 6);
     load(scratch / "step_0.h5", grid, again);
     EXPECT_EQ(again.content(), content);

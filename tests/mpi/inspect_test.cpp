@@ -217,8 +217,9 @@ TEST(Inspect, CheckpointsAndRunFolders) {
     torn[at + 5] = static_cast<char>(torn[at + 5] ^ 4);
     replace(torn);
     inspect(newest, false, world);
-    EXPECT_EQ(message_of<UserError>([&] { inspect(newest, true, world); }),
-              newest + ": array value/decoder/layer_0/weight does not match its checksum");
+    EXPECT_EQ(
+        message_of<UserError>([&] { inspect(newest, true, world); }),
+        newest + ": array value/decoder/layer_0/weight, rows 0 to 5, does not match its checksum");
     replace(whole.substr(0, whole.size() - 1));
     expect_says(message_of<UserError>([&] { inspect(newest, false, world); }), "the file is cut");
     expect_says(inspect(scratch.path(), false, world), "not whole");
