@@ -110,6 +110,10 @@ class Checkpoints(harness.Case):
                 side["mean"] = [x + 1 for x in side["mean"]]
                 side["std"] = [3 * x for x in side["std"]]
         stats.write_text(json.dumps(numbers))
+        metadata = self.root / "moved/metadata.json"
+        content = json.loads(metadata.read_text())
+        content.pop("checksums", None)  # another set, not a damaged one
+        metadata.write_text(json.dumps(content))
         for ranks in (1, 2):
             done, judged = self.judge(f"judged_away_{ranks}", away / "step_4.h5", "moved", ranks=ranks)
             self.succeeds(done)
