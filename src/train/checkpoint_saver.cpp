@@ -51,7 +51,6 @@ void CheckpointSaver::save(Params& params, Span<const Index> silence, const Mode
     wait();
     Shared& shared = *shared_;
     shared.snapshot.take(*backend_, *grid_, params, silence, model, state);
-    shared.failed = false;
     last_ = workers_->io.give([&shared, best_step] {
         try {
             shared.keeper.written(write_checkpoint(shared.folder, shared.snapshot, shared.all));
@@ -61,11 +60,14 @@ void CheckpointSaver::save(Params& params, Span<const Index> silence, const Mode
             throw;
         }
     });
-    if (!asynchronous_) wait();
+    if (!asynchronous_) last_.wait();
 }
 
 void CheckpointSaver::wait() {
-    if (last_.valid()) std::exchange(last_, {}).get();
+    if (!last_.valid()) return;
+    last_.wait();
+    shared_->failed = false;
+    std::exchange(last_, {}).get();
 }
 
 bool CheckpointSaver::has_failed() const {

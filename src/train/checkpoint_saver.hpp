@@ -27,14 +27,15 @@ class CheckpointSaver {
     ~CheckpointSaver();
 
     /// Waits for the save before, copies the state, and returns while it is written (or, with
-    /// config.asynchronous false, when it is on disk). best_step: the checkpoint that pruning
-    /// spares beside the newest. Collective. Throws what the save before threw.
+    /// config.asynchronous false, when that is over; wait() tells how). best_step: the checkpoint
+    /// that pruning spares beside the newest. Collective. Throws what the save before threw.
     void save(Params& params, Span<const Index> silence, const ModelConfig& model,
               const CheckpointState& state, Index best_step);
 
-    /// Returns when the last save is on disk. Collective. Throws UserError when it failed.
+    /// Returns when the last save is on disk. Collective. Throws what it failed with: UserError, or
+    /// DiskFullError; once.
     void wait();
-    /// The last save has failed; wait() tells why. Ranks notice at different times.
+    /// The last save has failed, and wait() is to tell why. Ranks notice at different times.
     bool has_failed() const;
     /// Prunes behind what is under way, for a new best. Collective.
     void prune(Index best_step);

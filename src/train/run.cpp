@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "clt/base/checksum.hpp"
+#include "clt/base/disk_full.hpp"
 #include "clt/base/log.hpp"
 #include "clt/base/progress.hpp"
 #include "clt/base/stop.hpp"
@@ -22,6 +23,8 @@ namespace clt {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr Index no_step = -1;
 
 bool due(Index step, Index interval) {
     return interval > 0 && step % interval == 0;
@@ -69,6 +72,8 @@ class Run {
     void publish(const std::optional<Evaluation>& evaluation);
     std::string best() const;
     void save();
+    void settle_save();
+    void save_last();
     void keep_state();
     void write_results(const std::optional<Evaluation>& evaluation);
     bool leads() const { return all_.rank() == 0; }
@@ -88,7 +93,7 @@ class Run {
     std::unique_ptr<JsonLines> metrics_;  // rank 0
 
     RunState state_;
-    Index saved_step_ = 0;          // of the last save, or of the checkpoint resumed from
+    Index saved_step_ = no_step;    // of the last save, or of the checkpoint resumed from
     std::string evaluation_start_;  // cursor of the held-out tokens' beginning
     HostBatch batch_;               // of the last step
     TrainingRecord record_;         // of the last step that has one, for the live line
@@ -187,7 +192,7 @@ bool Run::roll_back(const NotFinite& why) {
     const Index rollbacks = state_.rollbacks + 1;
     if (job_.run.on_nonfinite != "rollback" || rollbacks > job_.run.nonfinite_limit) return false;
     // Whatever uses HDF5 ends first.
-    saver_.wait();
+    settle_save();
     sources_.training->reorder(rollbacks);
     const FoundCheckpoint found = find_newest_checkpoint(folder_.checkpoints, all_);
     if (!found.newest) return false;
@@ -225,19 +230,21 @@ int Run::train() {
         react_to_not_finite(result);
         std::array<std::int32_t, 2> anywhere{stop_requested() ? 1 : 0, saver_.has_failed() ? 1 : 0};
         all_.all_reduce_max(std::span<std::int32_t>(anywhere));
-        if (anywhere[1] != 0) saver_.wait();  // throws
+        if (anywhere[1] != 0) settle_save();
         if (anywhere[0] != 0 && !ends_at(state_.step)) return stop();
-        if (saves_at(state_.step)) save();
+        if (saves_at(state_.step)) {
+            save();
+            if (!job_.checkpoint.asynchronous) settle_save();
+        }
     }
-    saver_.wait();
+    save_last();
     write_results(evaluation);
     return 0;
 }
 
 int Run::stop() {
-    if (state_.step != saved_step_) save();
+    save_last();  // its record is not yet in metrics.jsonl but in the checkpoint
     publish(std::nullopt);
-    saver_.wait();
     log_info("stopped by a signal after step {}; --resume goes on from here", state_.step);
     return exit_interrupted;
 }
@@ -350,6 +357,8 @@ void Run::conclude_step(const std::optional<Evaluation>& evaluation) {
 void Run::note_best(const Evaluation& evaluation) {
     if (!evaluation.finite() || (state_.best_step > 0 && evaluation.nmse >= state_.best_nmse))
         return;
+    settle_save();
+    if (saved_step_ != state_.step) return;
     state_.best_step = state_.step;
     state_.best_nmse = evaluation.nmse;
     saver_.prune(state_.best_step);
@@ -387,17 +396,35 @@ void Run::save() {
     checkpoint.cursor = sources_.training->cursor();
     checkpoint.job = options_.resolved_job;
     checkpoint.extra = to_json(saved);
+    settle_save();
     saver_.save(params_, step_.silence(), job_.model, checkpoint, state_.best_step);
     saved_step_ = state_.step;
+}
+
+// A run does not end without its last state.
+void Run::save_last() {
+    settle_save();
+    if (state_.step != saved_step_) save();
+    saver_.wait();
+}
+
+// Waits for the save under way. What found no room is tried again when the next one is due.
+void Run::settle_save() {
+    try {
+        saver_.wait();
+    } catch (const DiskFullError& e) {
+        if (job_.checkpoint.on_full == "stop") throw;
+        saved_step_ = no_step;
+        log_warning("{}; training goes on until the next checkpoint", e.what());
+    }
 }
 
 // An error on which all ranks agree, in data, judging or logging, leaves the parameters as the last
 // step made them.
 void Run::keep_state() {
-    if (saver_.has_failed()) return;
+    if (state_.step == 0) return;
     try {
-        if (state_.step != saved_step_) save();
-        saver_.wait();
+        save_last();
         log_info("the state after step {} is saved; --resume goes on from there", state_.step);
     } catch (const std::exception& e) {
         log_warning("the state after step {} is lost: {}", state_.step, e.what());

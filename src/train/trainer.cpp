@@ -1,5 +1,6 @@
 #include "clt/train/trainer.hpp"
 
+#include "clt/base/disk_full.hpp"
 #include "clt/base/log.hpp"
 #include "clt/data/sources.hpp"
 #include "clt/train/cost_query.hpp"
@@ -8,8 +9,8 @@
 namespace clt {
 namespace {
 
-// Before the run folder is made and anything large is allocated.
-void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& backend) {
+// Before the run folder is made and anything large is allocated. Returns the bytes of a checkpoint.
+Index check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& backend) {
     const DataShape data = data_shape(ActivationDataset(job.data.path, grid.all()));
     CostQuery query = cost_query(job, data, grid.data_parts(), grid.feature_parts());
     describe_backend(backend, query);
@@ -17,6 +18,18 @@ void check_it_fits(const TrainJob& job, const ProcessGrid& grid, const Backend& 
     check_memory(cost, backend, grid.all());
     grid.all().stop_point("the data was opened");
     log_info("memory: {}", memory_summary(cost));
+    return cost.checkpoint_bytes;
+}
+
+void check_disk(const TrainJob& job, const RunFolder& folder, Index bytes,
+                const Communicator& all) {
+    try {
+        require_disk_space(folder.checkpoints, bytes, all);
+    } catch (const DiskFullError& e) {
+        if (job.checkpoint.on_full == "stop") throw;
+        log_warning("{}; training begins all the same ([checkpoint] on_full = \"continue\")",
+                    e.what());
+    }
 }
 
 // What would only show at the first evaluation, after hours.
@@ -31,7 +44,7 @@ void check_evaluation(const TrainJob& job, const RunSources& sources) {
 int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
           const Communicator& world, Workers& workers) {
     const ProcessGrid grid(world, job.grid);
-    check_it_fits(job, grid, backend);
+    const Index checkpoint_bytes = check_it_fits(job, grid, backend);
     RunSources sources;
     sources.data =
         training_data(ActivationDataset(job.data.path, grid.all()), job.data.normalization);
@@ -44,6 +57,7 @@ int train(const TrainJob& job, const TrainOptions& options, Backend& backend,
     const Shape shape{sources.training->layers(), sources.training->d_model(), job.model.features};
     grid.all().stop_point("the data was opened");
     const RunFolder folder = open_run_folder(job, shape, options, grid.all());
+    check_disk(job, folder, checkpoint_bytes, grid.all());
     return run_training(job, options, folder, std::move(sources), backend, grid, workers);
 }
 

@@ -64,7 +64,8 @@ class BadInput(harness.Case):
         with h5py.File(self.damaged_data("nan") / "chunk_0.hdf5", "r+") as file:
             file["layer_2/inputs"][17, 5] = float("nan")
         for ranks in (1, 2):
-            done = clt("train", train_job(f"has_nan{ranks}", "nan", harness.TRAIN.replace("steps = 4", "steps = 40")), ranks=ranks)
+            job = train_job(f"has_nan{ranks}", "nan", harness.TRAIN.replace("steps = 4", "steps = 40"))
+            done = clt("train", job, "--set", "data.verify=off", ranks=ranks)
             self.fails(done, 2, "chunk_0", "layer 2", "row 17")
             self.nothing_written(f"has_nan{ranks}")
 
@@ -105,18 +106,30 @@ class BadInput(harness.Case):
         self.fails(clt("evaluate", job), 2, "half.h5")
         self.assertFalse((harness.ROOT / "judged").exists())
 
-    def test_full_disk(self):
-        # A private mount namespace: the small file system is gone with the process.
+    def on_a_full_disk(self, *settings):
+        """Trains on 300 kB; prints what is left. A private mount namespace: the file system is gone with the process."""
         disk = harness.ROOT / "disk"
-        disk.mkdir()
-        script = 'mount -t tmpfs -o size=300k none "$1" && "$2" train "$3" --set job.output="$1"/run; code=$?; ls "$1"/run/checkpoints; exit $code'
-        command = ["unshare", "--mount", "bash", "-c", script, "_", disk, harness.CLT, harness.ROOT / "run.toml"]
+        disk.mkdir(exist_ok=True)
+        script = ('mount -t tmpfs -o size=300k none "$1" && "$2" train "$3" --set job.output="$1"/run "${@:4}"; code=$?; '
+                  'ls "$1"/run/checkpoints; wc -l < "$1"/run/metrics.jsonl; exit $code')
+        command = ["unshare", "--mount", "bash", "-c", script, "_", disk, harness.CLT, harness.ROOT / "run.toml", *settings]
         if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
             self.skipTest("mounting needs root")
         environment = dict(os.environ, OMPI_MCA_ess_singleton_isolated="1")
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=harness.TIMEOUT_S)
-        self.fails(done, 2, "step_4", "space")
-        self.assertEqual(done.stdout.split(), [])  # no checkpoint, no temporary file
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=harness.TIMEOUT_S)
+
+    def test_full_disk(self):
+        # Training goes on, but its last state must find room.
+        for how in ("true", "false"):
+            done = self.on_a_full_disk("--set", "checkpoint.interval=2", "--set", f"checkpoint.asynchronous={how}")
+            self.fails(done, 2, "bytes are needed", "are missing")
+            self.assertIn("training goes on until the next checkpoint", done.stderr)
+            self.assertEqual(done.stdout.split(), ["4"])  # no checkpoint, no temporary file; every step is recorded
+
+    def test_full_disk_stops(self):
+        done = self.on_a_full_disk("--set", "checkpoint.on_full=stop")
+        self.fails(done, 2, "no room for a checkpoint", "are missing")
+        self.assertNotIn("step 1/4", done.stderr)  # before the first step
 
     def test_killed_rank(self):
         job = train_job("killed", text=harness.TRAIN.replace("steps = 4", "steps = 300") + "[checkpoint]\ninterval = 10\n")

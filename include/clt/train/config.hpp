@@ -91,6 +91,7 @@ struct EvaluationConfig {
 struct CheckpointConfig {
     Index interval = 1000;
     bool asynchronous = true;
+    std::string on_full = "continue";
     Index keep = 3;
     bool keep_best = true;
 
@@ -100,6 +101,9 @@ struct CheckpointConfig {
           "Steps between checkpoints; 0: at the end only");
         v("asynchronous", asynchronous, rule::execution(),
           "Training goes on while a checkpoint is written, from a copy in host memory");
+        v("on_full", on_full, rule::one_of({"continue", "stop"}) | rule::execution(),
+          "When the disk has no room for a checkpoint: training goes on until the next is due, or "
+          "the run ends; the old ones stay either way. The last one of a run must find room");
         v("keep", keep, rule::at_least(1) | rule::execution(), "Newest checkpoints kept");
         v("keep_best", keep_best, rule::execution(),
           "Also keep the one with the lowest held-out NMSE");
