@@ -49,9 +49,14 @@ std::string hexadecimal(std::uint64_t value) {
 }
 
 std::string fingerprint_of(std::string_view text) {
-    std::uint64_t hash = 0xCBF29CE484222325U;
-    for (const char byte : text) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3U;
-    return hexadecimal(hash);
+    Fingerprint fingerprint;
+    fingerprint.add(text);
+    return fingerprint.text();
+}
+
+void Fingerprint::add(std::string_view text) {
+    for (const char byte : text)
+        hash_ = (hash_ ^ static_cast<unsigned char>(byte)) * 0x100000001B3U;
 }
 
 }  // namespace clt

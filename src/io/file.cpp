@@ -180,7 +180,9 @@ void make_writable_folder(const std::string& path) {
     }
 }
 
-JsonLines::JsonLines(const std::string& path, std::optional<Index> keep_bytes) : path_(path) {
+JsonLines::JsonLines(const std::string& path, std::optional<Index> keep_bytes,
+                     const std::string& fingerprint)
+    : path_(path) {
     Descriptor(path, O_WRONLY | O_CREAT, "written").close();  // refuses a pipe, which would wait
     descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (descriptor_ < 0) file_error(path_, "written");
@@ -196,6 +198,20 @@ JsonLines::JsonLines(const std::string& path, std::optional<Index> keep_bytes) :
         errno = why;
         file_error(path_, "written");
     }
+    std::string part(std::size_t{1} << 16, '\0');
+    for (Index read = 0; read < bytes_;) {
+        const ssize_t got = ::pread(descriptor_, part.data(), part.size(), read);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        fingerprint_.add(std::string_view(part).substr(0, static_cast<std::size_t>(got)));
+        read += got;
+    }
+    if (!keep_bytes) return;
+    if (bytes_ != *keep_bytes)
+        log_warning("{}: {} bytes of the {} written before are there; its records are not complete",
+                    path_, bytes_, *keep_bytes);
+    else if (!fingerprint.empty() && fingerprint != fingerprint_.text())
+        log_warning("{}: was changed since it was written; records in it may be wrong", path_);
 }
 
 JsonLines::~JsonLines() {
@@ -213,6 +229,7 @@ void JsonLines::write(const std::string& object) {
     }
     if (put == static_cast<ssize_t>(line.size())) {
         bytes_ += put;
+        fingerprint_.add(line);
         lost_ = 0;
         return;
     }

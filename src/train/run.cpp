@@ -134,7 +134,8 @@ Run::Run(const TrainJob& job, const TrainOptions& options, const RunFolder& fold
     all_.together([&] {
         if (!leads()) return;
         take_over(folder, job, options);
-        metrics_ = std::make_unique<JsonLines>(folder.metrics_file(), state_.metrics_bytes);
+        metrics_ = std::make_unique<JsonLines>(folder.metrics_file(), state_.metrics_bytes,
+                                               state_.metrics_fingerprint);
     });
     log_info(
         "training {} parameters (L {}, d {}, F {}, {}) on {} rank{}: {} data x {} feature, {} "
@@ -374,6 +375,7 @@ void Run::publish(const std::optional<Evaluation>& evaluation) {
     if (leads()) {
         metrics_->write(evaluation ? with_evaluation(state_.record, *evaluation) : state_.record);
         state_.metrics_bytes = metrics_->bytes();
+        state_.metrics_fingerprint = metrics_->fingerprint();
     }
     state_.record.clear();
     if (record_.step != state_.step) return;  // of an earlier leg

@@ -13,12 +13,17 @@ std::string to_json(const ForkOrigin& fork) {
 }
 
 std::string to_json(const RunState& state) {
-    nlohmann::ordered_json json{
-        {"tokens", state.tokens},       {"train_s", state.train_s},
-        {"seconds", state.seconds},     {"metrics_bytes", state.metrics_bytes},
-        {"record", state.record},       {"skipped_in_a_row", state.skipped_in_a_row},
-        {"rollbacks", state.rollbacks}, {"best_step", state.best_step},
-        {"best_nmse", state.best_nmse}, {"updates_before", state.updates_before}};
+    nlohmann::ordered_json json{{"tokens", state.tokens},
+                                {"train_s", state.train_s},
+                                {"seconds", state.seconds},
+                                {"metrics_bytes", state.metrics_bytes},
+                                {"metrics_fingerprint", state.metrics_fingerprint},
+                                {"record", state.record},
+                                {"skipped_in_a_row", state.skipped_in_a_row},
+                                {"rollbacks", state.rollbacks},
+                                {"best_step", state.best_step},
+                                {"best_nmse", state.best_nmse},
+                                {"updates_before", state.updates_before}};
     if (state.fork) json["fork"] = nlohmann::ordered_json::parse(to_json(*state.fork));
     return json.dump();
 }
@@ -31,6 +36,8 @@ RunState parse_run_state(const std::string& json, const std::string& checkpoint)
     state.train_s = parsed.finite("train_s");
     state.seconds = parsed.finite("seconds");
     state.metrics_bytes = parsed.integer("metrics_bytes", 0);
+    if (parsed.has("metrics_fingerprint"))  // since format 2
+        state.metrics_fingerprint = parsed.text("metrics_fingerprint");
     // Older checkpoints: it is in metrics.jsonl.
     if (parsed.has("record")) state.record = parsed.text("record");
     state.skipped_in_a_row = parsed.integer("skipped_in_a_row", 0);

@@ -16,12 +16,13 @@ struct ForkOrigin {
 };
 
 struct RunState {
-    Index step = 0;           // steps done; in the checkpoint itself, not in the JSON
-    Index tokens = 0;         // trained on
-    double train_s = 0;       // in steps, waiting included
-    double seconds = 0;       // of earlier legs, evaluations and checkpoints included
-    Index metrics_bytes = 0;  // length of metrics.jsonl: a resumed run cuts it here
-    std::string record;       // of this step, not yet in metrics.jsonl; empty: it has none
+    Index step = 0;                   // steps done; in the checkpoint itself, not in the JSON
+    Index tokens = 0;                 // trained on
+    double train_s = 0;               // in steps, waiting included
+    double seconds = 0;               // of earlier legs, evaluations and checkpoints included
+    Index metrics_bytes = 0;          // length of metrics.jsonl: a resumed run cuts it here
+    std::string metrics_fingerprint;  // of these bytes; empty: not known
+    std::string record;               // of this step, not yet in metrics.jsonl; empty: it has none
     Index skipped_in_a_row = 0;
     Index rollbacks = 0;  // so far, by [run] on_nonfinite
     Index best_step = 0;  // checkpoint with the lowest held-out NMSE; 0: none yet

@@ -84,6 +84,31 @@ TEST(JsonLines, AppendsWholeLinesAndCutsWhatCameAfterACheckpoint) {
     EXPECT_EQ(read_file(path), "{}\n");
 }
 
+TEST(JsonLines, AFileThatIsNotWhatItWasIsWarnedOf) {
+    const Scratch scratch;
+    const std::string path = scratch / "metrics.jsonl";
+    const auto warning = [&](Index bytes, const std::string& fingerprint) {
+        testing::internal::CaptureStderr();
+        JsonLines lines(path, bytes, fingerprint);
+        return testing::internal::GetCapturedStderr();
+    };
+    std::string fingerprint;
+    Index bytes = 0;
+    {
+        JsonLines lines(path);
+        lines.write("{\"loss\":1}");
+        lines.write("{\"loss\":2}");
+        fingerprint = lines.fingerprint();
+        bytes = lines.bytes();
+    }
+    EXPECT_EQ(warning(bytes, fingerprint), "");
+    EXPECT_EQ(warning(bytes, ""), "");
+    write_file(path, "{\"loss\":1}\n{\"loss\":3}\n");
+    EXPECT_NE(warning(bytes, fingerprint).find("metrics.jsonl: was changed"), std::string::npos);
+    write_file(path, "{\"loss\":1}\n");
+    EXPECT_NE(warning(bytes, fingerprint).find("11 bytes of the 22"), std::string::npos);
+}
+
 TEST(JsonLines, ALineThatCannotBeWrittenIsLostAndCounted) {
     const Scratch scratch;
     const std::string path = scratch / "metrics.jsonl";

@@ -385,6 +385,7 @@ TEST(RunStateTest, GoesThroughItsJson) {
     state.train_s = 0.1;
     state.seconds = 12.25;
     state.metrics_bytes = 12345;
+    state.metrics_fingerprint = "0123456789abcdef";
     state.skipped_in_a_row = 3;
     state.best_step = 40;
     state.best_nmse = 0.1 + 0.2;

@@ -39,4 +39,14 @@ std::string hexadecimal(std::uint64_t value);
 /// byte at a time. Source: Fowler, Noll, Vo, draft-eastlake-fnv.
 std::string fingerprint_of(std::string_view text);
 
+/// The same, of a text that comes in parts.
+class Fingerprint {
+  public:
+    void add(std::string_view text);
+    std::string text() const { return hexadecimal(hash_); }
+
+  private:
+    std::uint64_t hash_ = 0xCBF29CE484222325U;
+};
+
 }  // namespace clt

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "clt/base/checksum.hpp"
 #include "clt/base/types.hpp"
 
 namespace clt {
@@ -56,9 +57,11 @@ void make_writable_folder(const std::string& path);
 class JsonLines {
   public:
     /// keep_bytes: what stays of an existing file (a resumed run cuts what came after its
-    /// checkpoint); nothing given: starts anew. A last line that is not whole is cut off. Throws
-    /// UserError.
-    explicit JsonLines(const std::string& path, std::optional<Index> keep_bytes = std::nullopt);
+    /// checkpoint); nothing given: starts anew. A last line that is not whole is cut off.
+    /// fingerprint: of those bytes, as fingerprint() gave it; empty: not known. A file that is not
+    /// what it was is warned of and goes on. Throws UserError.
+    explicit JsonLines(const std::string& path, std::optional<Index> keep_bytes = std::nullopt,
+                       const std::string& fingerprint = "");
     JsonLines(const JsonLines&) = delete;
     JsonLines& operator=(const JsonLines&) = delete;
     ~JsonLines();
@@ -68,12 +71,14 @@ class JsonLines {
     void sync();
     /// Of whole lines.
     Index bytes() const { return bytes_; }
+    std::string fingerprint() const { return fingerprint_.text(); }
     /// Lines lost since the last one that was written.
     Index lost() const { return lost_; }
 
   private:
     int descriptor_ = -1;
     Index bytes_ = 0;
+    Fingerprint fingerprint_;  // of bytes_
     Index lost_ = 0;
     bool torn_ = false;  // the file may be longer than bytes_
     std::string path_;
