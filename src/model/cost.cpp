@@ -58,7 +58,7 @@ Index checkpoint_bytes_of(const CostQuery& q, const Sizes& s) {
     add(3 * s.layers, float_bytes * features * s.d);
     for (Index layer = 0; layer < s.layers; ++layer)
         add(3, float_bytes * features * q.shape.decoder_width(layer));
-    add(3 * (s.jumprelu ? 2 : 1) * s.layers, float_bytes * features);
+    add((s.jumprelu ? 6 : 3) * s.layers, float_bytes * features);
     add(3, float_bytes * s.stride);
     add(s.layers, counter_bytes * features);
     return bytes;

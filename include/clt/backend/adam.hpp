@@ -34,7 +34,8 @@ CLT_HOST_DEVICE inline bool adam_update(const AdamStep& s, float g, float& p, fl
     m = s.beta1 * m + s.rest1 * g;
     v = s.beta2 * v + s.rest2 * g * g;
     p = p - s.decay * p - s.step_size * m / (std::sqrt(v) * s.inverse_root_correction2 + s.epsilon);
-    return (std::fabs(p) <= s.largest_value) & (v <= std::numeric_limits<float>::max());
+    constexpr float largest = std::numeric_limits<float>::max();
+    return (std::fabs(p) <= s.largest_value) & (v <= largest);  // no branch: loops vectorise
 }
 
 }  // namespace clt
