@@ -39,7 +39,7 @@ std::string words_of(const std::string& name, Index row) {
     if (name == "decoder/bias") return fmt::format("decoder biases of target layer {}", row);
     const std::string layer = name.substr(name.find("layer_") + 6);
     const Index number = std::stoll(layer);
-    const char* kind = name.starts_with("threshold")       ? "thresholds"
+    const char* kind = name.starts_with("log_threshold")   ? "thresholds"
                        : name.starts_with("decoder")       ? "decoder rows"
                        : layer.find("/bias") != layer.npos ? "encoder biases"
                                                            : "encoder weights";
@@ -186,7 +186,7 @@ std::string Params::find_not_finite(const Communicator& all) {
         const ParamArray& array = list[static_cast<std::size_t>(i / 3)];
         const std::array<const Matrix<float>*, 3> parts{&array.rows.value, &array.rows.moment1,
                                                         &array.rows.moment2};
-        const bool is_threshold = i % 3 == 0 && array.name.starts_with("threshold");
+        const bool is_threshold = i % 3 == 0 && array.name.starts_with("log_threshold");
         const Index found = find_row(
             backend_, *parts[static_cast<std::size_t>(i % 3)],
             is_threshold ? largest_log_threshold : std::numeric_limits<float>::max(), staging);

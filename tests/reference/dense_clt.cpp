@@ -35,7 +35,7 @@ std::vector<std::pair<std::string, Vector*>> Parameters::arrays() {
         all.emplace_back(fmt::format("decoder/layer_{}/weight", l), &decoder[l]);
     all.emplace_back("decoder/bias", &decoder_bias);
     for (std::size_t l = 0; l < log_threshold.size(); ++l)
-        all.emplace_back(fmt::format("threshold/layer_{}", l), &log_threshold[l]);
+        all.emplace_back(fmt::format("log_threshold/layer_{}", l), &log_threshold[l]);
     return all;
 }
 

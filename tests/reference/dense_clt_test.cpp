@@ -96,7 +96,7 @@ TEST_P(FiniteDifferences, EveryWeightAndBias) {
     const auto gradients = gradient.arrays();
     const auto arrays = params.arrays();
     for (std::size_t a = 0; a < arrays.size(); ++a) {
-        if (arrays[a].first.starts_with("threshold/")) continue;
+        if (arrays[a].first.starts_with("log_threshold/")) continue;
         for (std::size_t i = 0; i < arrays[a].second->size(); ++i) {
             double& p = (*arrays[a].second)[i];
             const double kept = p;

@@ -207,7 +207,7 @@ TEST(Cost, RefusesWhatDoesNotFit) {
     } catch (const UserError& e) {
         EXPECT_STREQ(e.what(),
                      "a rank needs 3 GB of memory (parameters 3 GB), but the GPU has 2 GB for each "
-                     "of its 1 rank; lower a or d");
+                     "of its 1 rank; lower a");
     }
 }
 
