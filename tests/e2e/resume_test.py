@@ -147,7 +147,7 @@ class Resume(harness.Case):
     def test_evaluation_data_is_opened_at_the_start(self):
         for name, setting, words in (
             ("no_set", "data.evaluation_path=nowhere", ("nowhere",)),
-            ("no_rows", "data.holdout_fraction=1e-9", ("holdout_fraction", "no row")),
+            ("no_rows", "data.holdout_fraction=1e-9", ("holdout_fraction", "holds out no token")),
         ):
             done = clt("train", train_job(name, text=harness.TRAIN.replace("holdout_fraction = 0.1\n", "")), "--set", setting)
             self.fails(done, 2, *words)
