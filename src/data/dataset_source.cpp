@@ -125,14 +125,14 @@ DatasetSource::DatasetSource(std::shared_ptr<const ActivationDataset> dataset,
                              const ProcessGrid& grid, Backend& backend, Workers& workers)
     : grid_(&grid), backend_(&backend), workers_(&workers) {
     auto sampler = std::make_unique<Sampler>(sampler_settings(plan, order_));
-    shared_.reset(new Shared{std::move(dataset),
-                             std::move(plan),
-                             std::move(converter),
-                             std::move(sampler),
-                             grid.all().duplicate(),
-                             grid.all().duplicate(),
-                             {},
-                             {}});
+    shared_ = std::make_unique<Shared>(Shared{std::move(dataset),
+                                              std::move(plan),
+                                              std::move(converter),
+                                              std::move(sampler),
+                                              grid.all().duplicate(),
+                                              grid.all().duplicate(),
+                                              {},
+                                              {}});
 }
 
 DatasetSource::~DatasetSource() {

@@ -47,7 +47,8 @@ Difference difference(const std::string& key, const Json& was, const Json& is) {
         for (const auto& [inner, value] : is.items()) {
             const auto found = was.find(inner);
             const Json other = found == was.end() ? Json() : *found;
-            if (Difference d = difference(key + " " + inner, other, value); !d.key.empty())
+            if (Difference d = difference(fmt::format("{} {}", key, inner), other, value);
+                !d.key.empty())
                 return d;
         }
     if (was.is_array() && is.is_array() && was.size() == is.size())
@@ -55,7 +56,8 @@ Difference difference(const std::string& key, const Json& was, const Json& is) {
             const bool named = is[i].is_object() && was[i].is_object() && is[i].contains("name") &&
                                was[i].contains("name") && is[i]["name"] == was[i]["name"];
             const std::string place = named ? shown(is[i]["name"]) : std::to_string(i + 1);
-            if (Difference d = difference(key + " " + place, was[i], is[i]); !d.key.empty())
+            if (Difference d = difference(fmt::format("{} {}", key, place), was[i], is[i]);
+                !d.key.empty())
                 return d;
         }
     return {key, shown(was), shown(is)};
