@@ -30,7 +30,7 @@ bool due(Index step, Index interval) {
     return interval > 0 && step % interval == 0;
 }
 
-// Ends the run by [run] on_nonfinite; its state is not worth keeping.
+// A number is not finite; what happens then is for [run] on_nonfinite to say.
 class NotFinite : public UserError {
   public:
     using UserError::UserError;
@@ -38,9 +38,8 @@ class NotFinite : public UserError {
 
 [[noreturn]] void end_broken(Index step, const std::string& parameter) {
     throw NotFinite(fmt::format(
-        "step {}: its update left a number that is not finite: {}; that cannot be undone, so the "
-        "run ends and its checkpoints stay as they are; lower [optimizer] learning_rate",
-        step, parameter));
+        "step {}: its update left a number that is not finite: {}; that cannot be undone", step,
+        parameter));
 }
 
 class Run {
@@ -180,7 +179,12 @@ int Run::execute() {
             return train();
         } catch (const NotFinite& e) {
             publish(std::nullopt);  // the record shows it
-            if (!roll_back(e)) throw;
+            if (roll_back(e)) continue;
+            user_error(
+                "{}; the run ends and its checkpoints stay as they are; lower [optimizer] "
+                "learning_rate, check the data with clt inspect --verify, or see [run] "
+                "on_nonfinite",
+                e.what());
         } catch (const UserError&) {
             keep_state();
             throw;
@@ -289,18 +293,11 @@ void Run::react_to_not_finite(const StepResult& result) {
     if (result.parameters_broken) end_broken(state_.step - 1, result.not_finite);
     const std::string what =
         fmt::format("step {}: a number is not finite: {}", state_.step, result.not_finite);
-    if (job_.run.on_nonfinite != "skip")
-        throw NotFinite(fmt::format(
-            "{}; the run ends and its checkpoints stay as they are; lower [optimizer] "
-            "learning_rate, check the data with clt inspect --verify, or set [run] on_nonfinite = "
-            "\"skip\"",
-            what));
+    if (job_.run.on_nonfinite != "skip") throw NotFinite(what);
     log_warning("{}; nothing was updated", what);
     if (++state_.skipped_in_a_row >= job_.run.nonfinite_limit)
-        throw NotFinite(fmt::format(
-            "{}; that makes {} steps in a row ([run] nonfinite_limit): the run ends and its "
-            "checkpoints stay as they are",
-            what, state_.skipped_in_a_row));
+        throw NotFinite(fmt::format("{}; that makes {} steps in a row ([run] nonfinite_limit)",
+                                    what, state_.skipped_in_a_row));
 }
 
 // Before parameters are judged or kept: a step returns before its update is known to be sound.
